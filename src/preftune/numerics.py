@@ -1,0 +1,41 @@
+"""Every epsilon, log-sigmoid and sigmoid of preftune. Nothing here clamps a value that an objective would feel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+__all__ = ["log1mexp", "logsigmoid", "sigmoid", "softplus", "variance"]
+
+LN2 = math.log(2.0)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x) through exp(logsigmoid(x)): its derivative keeps its relative accuracy in both tails."""
+    return torch.exp(logsigmoid(x))
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - e^x) for x < 0, accurate at both ends; -inf at x = 0.
+
+    Two branches meet at -ln 2 (Maechler 2012); each is fed values of its own side, so that no NaN reaches a gradient.
+    """
+    near = x > -LN2
+    low = torch.where(near, torch.full_like(x, -1.0), x)
+    high = torch.where(near, x, torch.full_like(x, -0.1))
+    return torch.where(near, torch.log(-torch.expm1(high)), torch.log1p(-torch.exp(low)))
+
+
+def variance(x: Tensor, law: Tensor | None = None) -> Tensor:
+    """Variance over the columns of x [B, K] -> [B].
+
+    With law [B, K] the columns enumerate a distribution: population variance under it. Without, they are draws:
+    the unbiased sample variance, which for K = 2 is half the squared difference.
+    """
+    if law is None:
+        return x.var(dim=1, unbiased=True)
+    centred = x - (law * x).sum(1, keepdim=True)
+    return (law * centred * centred).sum(1)

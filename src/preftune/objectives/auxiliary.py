@@ -1,0 +1,74 @@
+"""Terms that are added to others, and `add` and `scale` that combine objectives by calling them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..types import Loss, Needs, Objective, PreftuneError, Scored, needs, needs_of
+
+Aggregation = Literal["seq_mean", "seq_sum", "tok_mean"]
+
+
+@needs(columns=1, labels=(), reference=False)
+def nll(s: Scored, *, aggregation: Aggregation = "seq_mean") -> Loss:
+    """Negative log-likelihood of column 0.
+
+    seq_mean  -logp / length      every response counts alike
+    seq_sum   -logp               every response counts as one sample of the sequence law
+    tok_mean  -logp with count = length: the learner's quotient becomes a mean over all tokens of the global batch
+
+    Limits  equal lengths: tok_mean equals seq_mean
+    Source  the usual language-model loss; the three aggregations are three methods
+    """
+    logp = s.logp[:, 0]
+    if aggregation == "seq_sum":
+        return Loss(-logp, {"nll": -logp.detach()})
+    per_token = -s.mean_logp[:, 0]
+    if aggregation == "seq_mean":
+        return Loss(per_token, {"nll": per_token.detach()})
+    if aggregation == "tok_mean":
+        assert s.length is not None
+        return Loss(-logp, {"nll": per_token.detach()}, count=s.length[:, 0].to(logp.dtype))
+    raise PreftuneError(f"aggregation is {aggregation!r}, needed one of seq_mean, seq_sum, tok_mean")
+
+
+def scale(objective: Objective, weight: float) -> Objective:
+    """The objective times a number; its metrics stay as they are."""
+
+    def scaled(s: Scored) -> Loss:
+        loss = objective(s)
+        return Loss(weight * loss.row, loss.metrics, loss.count)
+
+    scaled.needs = needs_of(objective)  # type: ignore[attr-defined]
+    return scaled
+
+
+def add(*objectives: Objective) -> Objective:
+    """The sum of objectives, row by row. All must count alike: a token mean cannot be added to a row mean."""
+
+    def total(s: Scored) -> Loss:
+        losses = [objective(s) for objective in objectives]
+        if any(loss.count is not None for loss in losses):
+            raise PreftuneError(
+                "cannot add a loss averaged over tokens to one averaged over rows: their divisors differ; use aggregation='seq_mean' or 'seq_sum'"
+            )
+        row = losses[0].row
+        for loss in losses[1:]:
+            row = row + loss.row
+        metrics: dict[str, object] = {}
+        for loss in losses:
+            metrics.update(loss.metrics)
+        return Loss(row, metrics)  # type: ignore[arg-type]
+
+    parts = [needs_of(objective) for objective in objectives]
+    columns = [part.columns for part in parts]
+    numbers = [c for c in columns if isinstance(c, int)]
+    total.needs = Needs(  # type: ignore[attr-defined]
+        columns="K" if "K" in columns else max(numbers),
+        labels=tuple(dict.fromkeys(label for part in parts for label in part.labels)),
+        optional=tuple(dict.fromkeys(label for part in parts for label in part.optional)),
+        reference=any(part.reference for part in parts),
+        batch=any(part.batch for part in parts),
+        domain=min(part.domain for part in parts),
+    )
+    return total

@@ -1,0 +1,328 @@
+"""The vocabulary: a few frozen records and three protocols that every domain speaks.
+
+Letters used everywhere: B prompts (rows), K responses of a prompt, M opponent responses, T tokens, V vocabulary,
+C outputs of a head, S segments of a response. This module imports no torch: tensors appear in annotations only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class PreftuneError(Exception):
+    """A mistake in the input: says what was found, what was needed and what to do. The CLI prints it without a traceback."""
+
+
+# --- randomness -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """A counter-based random key: a value, never a stream, so batch order and micro-batches cannot change a draw.
+
+    `Key.of(seed).fold("step", 3, row_id)` is the same key wherever and whenever it is made. Every draw of a row derives
+    from that row's id.
+    """
+
+    digest: bytes
+
+    @classmethod
+    def of(cls, seed: int) -> Key:
+        """The root key of a run."""
+        return cls(b"").fold(int(seed))
+
+    def fold(self, *parts: int | str) -> Key:
+        """A new key; equal parts give equal keys, and 1 differs from "1"."""
+        text = "".join(f"{type(part).__name__}:{len(str(part))}:{part}" for part in parts)
+        return Key(hashlib.blake2b(self.digest + text.encode(), digest_size=16).digest())
+
+    @property
+    def seed(self) -> int:
+        """63 bits for a generator of another library."""
+        return int.from_bytes(self.digest[:8], "little") >> 1
+
+    def numpy(self) -> np.random.Generator:
+        """A numpy generator that starts at this key."""
+        import numpy
+
+        return numpy.random.Generator(numpy.random.Philox(key=int.from_bytes(self.digest, "little")))
+
+    def uniform(self, ids: Sequence[str], *shape: int) -> np.ndarray:
+        """float64 [B, *shape] in [0, 1): row b depends on this key and ids[b] only, not on the other rows."""
+        import numpy
+
+        return numpy.stack([self.fold(row).numpy().random(shape) for row in ids]) if ids else numpy.empty((0, *shape))
+
+
+# --- what is trained on ---------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Responses(Protocol):
+    """K responses for each of B prompts, owned by their domain; collectors never touch what is inside.
+
+    `law` [B, K] is given when the columns enumerate a distribution (exact tables) instead of being drawn from it.
+    """
+
+    law: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, K)."""
+
+    def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> Self:
+        """Some rows and columns, in the order asked for."""
+
+    def join(self, other: Self) -> Self:
+        """The columns of both, self's first: [B, K + K']."""
+
+    def show(self) -> list[list[str]]:
+        """Readable text [B][K]."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B prompts with K responses each and whatever labels came with them. One record for singles, pairs and lists.
+
+    Labels that are absent are None. `ranked` says that column 0 beats column 1 beats column 2 ...
+    """
+
+    id: tuple[str, ...]  #                 [B] stable across runs; the source of every random draw of the row
+    prompt: Sequence[Any]  #               [B] text: list of token ids; tables: number of the game
+    response: Any = None  #                Responses [B, K]; None where a collector still has to answer
+    present: Tensor | None = None  #       [B, K] bool, False where a row has fewer than K responses
+    ranked: bool = False  #                read by the pairwise and listwise objectives
+    score: Tensor | None = None  #         [B, K] on the reward's scale
+    prefer: Tensor | None = None  #        [B] P(column 0 beats column 1): a soft label
+    winrate: Tensor | None = None  #       [B, K] P(column beats the opponent role); never a soft label
+    desirable: Tensor | None = None  #     [B, K] bool, for KTO and its relatives
+    weight: Tensor | None = None  #        [B] importance with mean one over the data set; read by the learner
+    law: Tensor | None = None  #           [B, K] probabilities of the columns where they enumerate a distribution
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # labels that one method alone reads, each [B, ...]
+    segments: Tensor | None = None  #      [B, K, S + 1] token boundaries
+    segment_label: Tensor | None = None  # [B, K, S]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def replace(self, **fields: Any) -> Rows:
+        """A copy with other values in some fields."""
+        return dataclasses.replace(self, **fields)
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Some rows, in the order asked for."""
+        rows = list(rows)
+
+        def pick(name: str, value: Any) -> Any:
+            if value is None or isinstance(value, bool):
+                return value
+            if name == "extra":
+                return {key: tensor[rows] for key, tensor in value.items()}
+            if name == "response":
+                return value.take(rows=rows)
+            if name in ("id", "prompt"):
+                return type(value)(value[i] for i in rows) if isinstance(value, tuple) else [value[i] for i in rows]
+            return value[rows]
+
+        return Rows(**{f.name: pick(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows together with what the policy and the reference think of them: all that an objective may read."""
+
+    rows: Rows
+    logp: Tensor  #                        float64 [B, K]; the unit stands in the policy's docstring (text: nats per response)
+    ref_logp: Tensor | None = None  #      float64 [B, K], no gradient; None without a reference
+    length: Tensor | None = None  #        [B, K] response tokens, the end-of-turn token included; tables: 1
+    heads: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K, C]
+    other: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K], log-probs under a further role
+    running: Mapping[str, Tensor] = field(default_factory=dict)  #  name -> scalar that the learner keeps and saves
+
+    @cached_property
+    def logratio(self) -> Tensor:
+        """log pi(y|x) - log pi_ref(y|x), [B, K]."""
+        if self.ref_logp is None:
+            raise PreftuneError(
+                "this objective reads ref_logp, but the method keeps no reference; "
+                "use reference=frozen or a reference-free objective such as simpo or orpo"
+            )
+        return self.logp - self.ref_logp
+
+    @cached_property
+    def mean_logp(self) -> Tensor:
+        """Mean log-probability of a response's tokens, [B, K]."""
+        if self.length is None:
+            raise PreftuneError("this objective reads response lengths, but the policy gave none; score with lengths")
+        return self.logp / self.length
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective returns: never reduced. The learner minimises sum(weight * row) / sum(count) over the global batch."""
+
+    row: Tensor  #                                                  [B]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  #  name -> [B], for people only
+    count: Tensor | None = None  #                                  [B]; None is 1, other for means over tokens or classes
+
+
+Objective = Callable[[Scored], Loss]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads. One declaration drives probe, `show`, the data check and the loading of a reference."""
+
+    columns: int | Literal["K"] = 2  #     1 single, 2 pair, "K" a list of any length
+    labels: tuple[str, ...] = ("ranked",)  # fields of Rows without which the objective has no meaning
+    optional: tuple[str, ...] = ()  #      fields of Rows that it also reads when they are given
+    reference: bool = True  #              reads ref_logp
+    batch: bool = False  #                 its value depends on the whole batch: the learner scores first, differentiates second
+    domain: float = 1000.0  #              |log-ratio| up to which loss and gradient are finite
+
+
+def needs(**fields: Any) -> Callable[[Callable[..., Loss]], Callable[..., Loss]]:
+    """Attach a `Needs` to an objective."""
+
+    def mark(objective: Callable[..., Loss]) -> Callable[..., Loss]:
+        objective.needs = Needs(**fields)  # type: ignore[attr-defined]
+        return objective
+
+    return mark
+
+
+def needs_of(objective: Any) -> Needs:
+    """The declaration of an objective, also through functools.partial."""
+    while not hasattr(objective, "needs"):
+        if not hasattr(objective, "func"):
+            raise PreftuneError(
+                f"the objective {getattr(objective, '__name__', objective)!r} declares no needs; "
+                "write @needs(columns=2, labels=('ranked',), reference=True) above it"
+            )
+        objective = objective.func
+    return objective.needs  # type: ignore[no-any-return]
+
+
+# --- who acts -------------------------------------------------------------------------------------------------------
+
+
+class Policy(Protocol):
+    """A generative model of one domain.
+
+    `uniform` is the decoding that stands for "every response alike": exact on tables, the field's stand-in on text.
+    `independent` says that rows are separate problems (games of one batch), whose losses are summed and not averaged.
+    """
+
+    uniform: Mapping[str, Any]
+    independent: bool
+
+    def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> Any:
+        """Responses [B, n]; reads rows.id and rows.prompt. Draws derive from key and each row's id."""
+
+    def score(self, rows: Rows) -> Scored:
+        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled."""
+
+    def copy(self) -> Policy:
+        """A frozen copy of what trains; what does not train is shared."""
+
+    def lerp(self, other: Policy, w: float) -> Policy:
+        """A frozen policy with parameters (1 - w) * self + w * other."""
+
+    def parameters(self) -> list[Tensor]:
+        """The trainable parameters, in a fixed order."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What trains, by name; `load` takes it back."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put a `state` back, in place."""
+
+
+class Judge(Protocol):
+    """Compares responses. NaN means no answer. `rows` gives ids and prompts."""
+
+    def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
+        """P(a beats b) in [0, 1]: [B, K, M] for a [B, K] and b [B, M]."""
+
+
+class ScoringJudge(Judge, Protocol):
+    """A judge with a scale of its own."""
+
+    def score(self, rows: Rows, y: Any, key: Key) -> Tensor:
+        """[B, K], higher is better."""
+
+
+Roles = Mapping[str, Policy]  # current, reference, opponent, and others that a method names
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a collector may use."""
+
+    roles: Roles
+    feed: Rows  #                      the prompts of this step or round; offline data carry responses and labels too
+    judges: Sequence[Judge] = ()
+    past: Sequence[Rows] = ()  #       rows of earlier rounds
+    round: int = 0
+    step: int = 0
+    key: Key = field(default_factory=lambda: Key.of(0))
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, where a method needs one."""
+        if not self.judges:
+            raise PreftuneError("this method asks a judge, but none was given; pass judge=... or --judge NAME (see `preftune show`)")
+        return self.judges[0]
+
+
+Collect = Callable[[Context], Rows]
+RowsAgainst = Callable[[Policy], Rows]
+Metrics = dict[str, float]
+
+
+class Learner(Protocol):
+    """The policy in training with its optimiser: what an update rule may call."""
+
+    policy: Policy
+
+    def snapshot(self) -> Any:
+        """Parameters, optimiser moments, step count and running statistics; never sampling keys."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to a snapshot."""
+
+    def descend(self, rows: Rows) -> Metrics:
+        """One optimiser step on the method's objective over `rows`."""
+
+
+Update = Callable[[Learner, RowsAgainst], Metrics]
+Reference = Callable[[Roles], Roles]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method is a composition: who answers and judges, which loss, how the reference moves, how a step is made."""
+
+    objective: Objective
+    collect: Collect
+    reference: Reference
+    update: Update
+    collect_every: Literal["run", "round", "step"] = "run"  # offline | iterative | online
+    reference_every: int | Literal["round"] = "round"  #      how often `reference` is called: every n steps or at each round's end
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # suggested training values; the user's value wins
+
+    def __post_init__(self) -> None:
+        if getattr(self.update, "redraws", False) and self.collect_every != "step":
+            raise PreftuneError(
+                f"the update rule {getattr(self.update, '__name__', self.update)!r} draws twice within a step, "
+                f"but collect_every is {self.collect_every!r}; use collect_every='step'"
+            )
