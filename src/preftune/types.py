@@ -156,7 +156,7 @@ class Scored:
                 "this objective reads ref_logp, but the method keeps no reference; "
                 "use reference=frozen or a reference-free objective such as simpo or orpo"
             )
-        return self.logp - self.ref_logp
+        return self.logp - self.ref_logp.detach()
 
     @cached_property
     def mean_logp(self) -> Tensor:
@@ -233,6 +233,9 @@ class Policy(Protocol):
 
     def copy(self) -> Policy:
         """A frozen copy of what trains; what does not train is shared."""
+
+    def reference(self) -> Policy:
+        """The frozen reference, made from the weights as they are now."""
 
     def lerp(self, other: Policy, w: float) -> Policy:
         """A frozen policy with parameters (1 - w) * self + w * other."""
@@ -319,6 +322,7 @@ class Method:
     collect_every: Literal["run", "round", "step"] = "run"  # offline | iterative | online
     reference_every: int | Literal["round"] = "round"  #      how often `reference` is called: every n steps or at each round's end
     recipe: Mapping[str, Any] = field(default_factory=dict)  # suggested training values; the user's value wins
+    notes: tuple[str, ...] = ()  #                            said once when a run starts
 
     def __post_init__(self) -> None:
         if getattr(self.update, "redraws", False) and self.collect_every != "step":

@@ -1,0 +1,23 @@
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024), arXiv:2402.01306 eq. 7, 8."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..collect.draw import mismatched
+from ..objectives import pointwise
+from ..reference import frozen
+from ..types import Method
+from ..update import plain
+
+
+def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Method:
+    """Unpaired responses labelled good or bad; pairs count as one of each.
+
+    The KL baseline is the mean over the whole batch, also under micro-batches, of mismatched responses drawn anew in
+    every epoch (TRL fixes them). KTO takes the majority label and calibrates nothing.
+    """
+    objective = partial(
+        pointwise.kto, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
+    )
+    return Method(objective, mismatched, frozen, plain)

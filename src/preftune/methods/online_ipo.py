@@ -1,0 +1,23 @@
+"""Online IPO (Calandriello et al. 2024), arXiv:2403.08635."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..collect.draw import Pairs, against_opponent
+from ..objectives import games
+from ..reference import frozen
+from ..types import Method
+from ..update import plain
+
+SELF_PLAY = {"beta1": 0.0}  # momentum orbits the equilibrium of a cyclic game instead of reaching it
+
+
+def online_ipo(tau: float = 1.0, pairs: Pairs = "policy", samples: int = 2, opponents: int = 1) -> Method:
+    """Pairs of the current policy, judged against one another: the fixed point is the Nash equilibrium regularised by tau.
+
+    pairs="uniform" draws the pair uniformly (on text: broadly) and judges it against `opponents` fresh draws of the
+    policy: on a table an SGD step is then exactly online mirror descent with eta = 4 lr / (n tau).
+    """
+    collect = partial(against_opponent, pairs=pairs, samples=samples, opponents=opponents)
+    return Method(partial(games.online_ipo, beta=tau), collect, frozen, plain, collect_every="step", recipe=SELF_PLAY)

@@ -1,0 +1,31 @@
+"""Regularised preference optimisation (Liu et al. 2024), arXiv:2405.16436: DPO plus the likelihood of the chosen."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..collect.draw import given
+from ..objectives.auxiliary import add, nll, scale
+from ..objectives.pairwise import dpo
+from ..reference import frozen
+from ..types import Method
+from ..update import plain
+
+
+def rpo(beta: float = 0.01, eta: float = 0.005, label_smoothing: float = 0.0) -> Method:
+    """The paper's main form and the authors' code: dpo - eta * beta * logp(chosen), summed over its tokens.
+
+    The likelihood term keeps the chosen response from losing probability with the rejected one. eta = 0 is dpo.
+    """
+    likelihood = scale(partial(nll, aggregation="seq_sum"), eta * beta)
+    return Method(add(partial(dpo, beta=beta, label_smoothing=label_smoothing), likelihood), given, frozen, plain)
+
+
+def rpo_avg(beta: float = 0.01, eta: float = 0.2, label_smoothing: float = 0.0) -> Method:
+    """Their appendix F: dpo + eta * (-logp(chosen) / length), the mean per token of each row.
+
+    At alpha = eta this is also the loss of iterative reasoning preference optimisation (arXiv:2404.19733). Against rpo
+    its term is 1 / (beta length) times as strong at equal eta; the authors find this form better for reasoning.
+    """
+    likelihood = scale(partial(nll, aggregation="seq_mean"), eta)
+    return Method(add(partial(dpo, beta=beta, label_smoothing=label_smoothing), likelihood), given, frozen, plain)

@@ -1,0 +1,100 @@
+"""Policies over a few named responses, one softmax table per game: the domain where every quantity is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import Key, PreftuneError, Rows, Scored
+
+
+@dataclass(frozen=True)
+class TableResponses:
+    """Numbers of responses, int64 [B, K]; `law` [B, K] where the columns enumerate a distribution."""
+
+    index: Tensor
+    law: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.index.shape[0], self.index.shape[1]
+
+    def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> TableResponses:
+        def pick(x: Tensor) -> Tensor:
+            x = x if rows is None else x[list(rows)]
+            return x if columns is None else x[:, list(columns)]
+
+        return TableResponses(pick(self.index), None if self.law is None else pick(self.law))
+
+    def join(self, other: TableResponses) -> TableResponses:
+        return TableResponses(torch.cat([self.index, other.index], dim=1))
+
+    def show(self) -> list[list[str]]:
+        return [[str(i) for i in row] for row in self.index.tolist()]
+
+
+class TabularPolicy:
+    """Softmax over n responses for each of G games: logits float64 [G, n]; rows.prompt is the number of the game.
+
+    exact=True answers every request with the whole law (columns 0 .. n-1 and their probabilities) instead of draws, so
+    that collectors, objectives and updates become exact without knowing it. logp is in nats; the length of a response is 1.
+    """
+
+    uniform: Mapping[str, Any] = {"temperature": math.inf}
+    independent = True
+
+    def __init__(self, logits: Tensor, *, exact: bool = True):
+        logits = torch.atleast_2d(torch.as_tensor(logits)).to(torch.float64)
+        if logits.ndim != 2 or not torch.isfinite(logits).all():
+            raise PreftuneError(f"logits have shape {tuple(logits.shape)} or are not finite, needed a finite table [games, responses]")
+        self.logits = torch.nn.Parameter(logits.detach().clone())
+        self.exact = exact
+
+    def rows(self, names: Sequence[str] | None = None) -> Rows:
+        """One row per game without responses: the feed of a self-play method."""
+        games = range(self.logits.shape[0])
+        return Rows(id=tuple(names or (f"game {g}" for g in games)), prompt=tuple(games))
+
+    def probabilities(self) -> Tensor:
+        """float64 [G, n], without gradient."""
+        return self.logits.detach().softmax(dim=1)
+
+    def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
+        if not temperature > 0:
+            raise PreftuneError(f"temperature is {temperature}, needed a number above 0; inf draws uniformly")
+        law = (self.logits.detach()[list(rows.prompt)] / temperature).softmax(dim=1)
+        if self.exact:
+            return TableResponses(torch.arange(law.shape[1]).expand_as(law), law)
+        draws = torch.from_numpy(key.uniform(rows.id, n))
+        index = torch.searchsorted(law.cumsum(dim=1), draws, right=True)
+        return TableResponses(index.clamp(max=law.shape[1] - 1))
+
+    def score(self, rows: Rows) -> Scored:
+        logp = self.logits[list(rows.prompt)].log_softmax(dim=1).gather(1, rows.response.index)
+        return Scored(rows, logp, length=torch.ones_like(logp))
+
+    def copy(self) -> TabularPolicy:
+        frozen = TabularPolicy(self.logits, exact=self.exact)
+        frozen.logits.requires_grad_(False)
+        return frozen
+
+    reference = copy
+
+    def lerp(self, other: TabularPolicy, w: float) -> TabularPolicy:
+        moved = self.copy()
+        moved.logits.data.lerp_(other.logits.detach(), w)
+        return moved
+
+    def parameters(self) -> list[Tensor]:
+        return [self.logits]
+
+    def state(self) -> dict[str, Tensor]:
+        return {"logits": self.logits.detach().clone()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.logits.data.copy_(state["logits"])
