@@ -1,0 +1,73 @@
+"""The command `preftune`: one file per verb. A verb imports what it needs when it runs, so help and completion are instant."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..types import PreftuneError
+from .output import complain, parts
+
+VERBS = {
+    "quickstart": "preftune.cli.quickstart:quickstart",
+    "train": "preftune.cli.train:train",
+    "evaluate": "preftune.cli.evaluate:evaluate",
+    "generate": "preftune.cli.generate:generate",
+    "data": "preftune.cli.data:data",
+    "play": "preftune.cli.play:play",
+    "show": "preftune.cli.show:show",
+    "copy": "preftune.cli.copy:copy",
+    "merge": "preftune.cli.merge:merge",
+    "report": "preftune.cli.report:report",
+    "doctor": "preftune.cli.doctor:doctor",
+}
+
+EXIT = {"ok": 0, "internal error": 1, "usage": 2, "bad input": 3, "interrupted": 130}  # docs/cli.md tells scripts about them
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"preftune {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    """Optimise generative models from preferences.
+
+    Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 bad input, 130 interrupted.
+    """
+
+
+def application(verb: str | None) -> typer.Typer:
+    """The whole command line, or, where the verb is known, no more than that verb."""
+    app = typer.Typer(
+        name="preftune", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+    app.callback()(_root)
+    for name in [verb] if verb in VERBS else VERBS:
+        module, _, function = VERBS[name].partition(":")
+        app.command(name)(getattr(importlib.import_module(module), function))
+    return app
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run one command; ends the process with a documented exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        application(arguments[0] if arguments else None)(args=arguments, prog_name="preftune")
+    except PreftuneError as error:  # the one place where a mistake in the input turns into words
+        if "--json" in arguments:
+            print(json.dumps({"error": str(error), **parts(str(error)), "exit": EXIT["bad input"]}))
+        else:
+            complain(str(error))
+        sys.exit(EXIT["bad input"])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT["interrupted"])

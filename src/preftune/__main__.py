@@ -1,0 +1,5 @@
+"""`python -m preftune` is the command `preftune`."""
+
+from .cli import main
+
+main()

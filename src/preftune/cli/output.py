@@ -1,0 +1,92 @@
+"""What the verbs print: errors in three parts, tables, a plot made of characters."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def parts(message: str) -> dict[str, str]:
+    """An error's three parts: what was found, what was needed, what to do. A part that the message lacks is left out."""
+    found, _, todo = message.partition("; ")
+    found, _, needed = found.partition(", needed ")
+    return {name: text for name, text in (("found", found), ("needed", needed), ("do", todo)) if text}
+
+
+def complain(message: str) -> None:
+    """Print an error on stderr, one part a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in parts(message).items():
+        table.add_row(f"[bold red]{name}[/]" if name == "found" else f"[bold]{name}[/]", _plain(text))
+    Console(stderr=True, highlight=False).print(table)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; numbers that JSON has no word for become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: Any) -> str:
+    """Four digits, whatever the size."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout; numbers stand to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) for row in rows if row[i] is not None)
+        table.add_column(column, justify="right" if rows and numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else _plain(number(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def curve(values: Sequence[float], *, width: int = 72, height: int = 12) -> str:
+    """A curve of positive values on a logarithmic axis, drawn with characters; every column shows its last value."""
+    floor = min((v for v in values if v > 0), default=1e-12)
+    logs = [math.log10(max(v, floor)) for v in values]
+    width = min(width, len(logs))
+    ends = [round((i + 1) * len(logs) / width) - 1 for i in range(width)]
+    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    high = max(high, low + 1)
+    level = [round((logs[end] - low) / (high - low) * (height - 1)) for end in ends]
+    lines = []
+    for row in reversed(range(height)):
+        exponent = low + (high - low) * row / (height - 1)
+        label = f"{10**exponent:8.0e}" if row in (0, height - 1) else " " * 8
+        lines.append(f"{label} |" + "".join("*" if y == row else " " for y in level).rstrip())
+    return "\n".join([*lines, " " * 9 + "+" + "-" * width, " " * 10 + f"1{len(values):>{max(width - 1, 1)}}"])
+
+
+def pairs(settings: Sequence[str]) -> dict[str, str]:
+    """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}."""
+    from ..types import PreftuneError
+
+    for text in settings:
+        if not re.match(r"\s*\w+\s*=", text):
+            raise PreftuneError(f"--set was given {text!r}, needed name=value; for instance --set beta=0.1")
+    return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in settings)}
