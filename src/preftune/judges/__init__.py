@@ -1,0 +1,7 @@
+"""Judges by name. A judge compares responses (`prefer`); some have a scale of their own (`score`)."""
+
+from __future__ import annotations
+
+JUDGES = {  # name -> "module:attribute", imported when used; called with the options that the user gives
+    "ratings": "preftune.judges.ratings:ratings",
+}
