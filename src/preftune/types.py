@@ -88,6 +88,12 @@ class Responses(Protocol):
     def show(self) -> list[list[str]]:
         """Readable text [B][K]."""
 
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and lists from which `from_state` makes equal responses."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self: ...
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -34,6 +34,13 @@ class TableResponses:
     def join(self, other: TableResponses) -> TableResponses:
         return TableResponses(torch.cat([self.index, other.index], dim=1))
 
+    def state(self) -> dict[str, Any]:
+        return {"index": self.index, "law": self.law}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TableResponses:
+        return cls(**state)
+
     def show(self) -> list[list[str]]:
         return [[str(i) for i in row] for row in self.index.tolist()]
 

@@ -1,0 +1,135 @@
+"""What a run tells: metrics.jsonl for programs, a progress bar for people, and trackers for those who ask."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .types import PreftuneError
+
+SHOWN = {
+    "loss": "loss",
+    "accuracy": "acc",
+    "margin": "margin",
+    "winrate": "win",
+    "logp_chosen": "chosen",
+    "logp_rejected": "rejected",
+}
+
+
+class Log:
+    """Appends one JSON object a line to run/metrics.jsonl, moves the bar, and feeds a tracker when one is named.
+
+    tracker: "tensorboard", "wandb" or "trackio", through accelerate; nothing is sent anywhere without one.
+    """
+
+    def __init__(self, folder: Path, total: int, *, tracker: str | None = None, progress: bool = True, config: dict[str, Any] | None = None):
+        self.path = folder / "metrics.jsonl"
+        self.total, self.started, self.tokens = total, time.monotonic(), 0.0
+        self.history: list[dict[str, Any]] = []
+        self._tracker = _tracker(tracker, folder, config or {}) if tracker else None
+        self._bar = _Bar(total) if progress else None
+
+    def rewind(self, step: int) -> None:
+        """Keep the lines up to `step`: what came after was not saved and will be made again."""
+        if not self.path.exists():
+            return
+        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        self.history = [line for line in lines if line["step"] <= step]
+        aside = self.path.with_suffix(".aside")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
+        os.replace(aside, self.path)
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """One line. Numbers that are not finite are written as null, which JSON knows."""
+        line = {"step": step, **{k: _finite(v) for k, v in metrics.items()}, "seconds": round(time.monotonic() - self.started, 3)}
+        self.history.append(line)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.tokens += metrics.get("tokens", 0.0)
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+        numbers |= {f"eval/{k}": v for k, v in line.get("eval", {}).items()}
+        if self._tracker:
+            self._tracker.log(numbers, step=step)
+        if self._bar and "eval" not in metrics:
+            self._bar.show(step, numbers, self.tokens / max(time.monotonic() - self.started, 1e-9))
+
+    def say(self, text: str) -> None:
+        """A sentence for people; printed above the bar."""
+        if self._bar:
+            self._bar.say(text)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()
+        if self._tracker:
+            self._tracker.finish()
+
+
+class _Bar:
+    """A rich progress bar on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, total: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not sys.stderr.isatty(),
+        )
+        self.progress.start()
+        self.task = self.progress.add_task("", total=total)
+        self.total, self.last = total, 0.0
+
+    def show(self, step: int, metrics: dict[str, Any], rate: float) -> None:
+        parts = [f"{short} {metrics[name]:.3f}" for name, short in SHOWN.items() if isinstance(metrics.get(name), float)]
+        text = "  ".join([*parts, f"{rate:.0f} tok/s"] if rate else parts)
+        self.progress.update(self.task, completed=step, description=text)
+        if self.progress.disable and (time.monotonic() - self.last > 10 or step == self.total):
+            self.last = time.monotonic()
+            self.console.print(f"step {step}/{self.total}  {text}", highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:
+    from importlib.util import find_spec
+
+    known = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+    if name not in known:
+        raise PreftuneError(f"tracker is {name!r}, needed one of {', '.join(known)}, or none")
+    if not any(find_spec(module) for module in known[name]):
+        raise PreftuneError(f"the tracker {name} is not installed; install it with `pip install preftune[trackers]`, or leave tracker out")
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(log_with=name, project_dir=str(folder), cpu=True)
+    accelerator.init_trackers("preftune", config={k: v for k, v in config.items() if isinstance(v, int | float | str | bool)})
+
+    class _Accelerate:
+        def log(self, values: dict[str, Any], step: int) -> None:
+            accelerator.log(values, step=step)
+
+        def finish(self) -> None:
+            accelerator.end_training()
+
+    return _Accelerate()

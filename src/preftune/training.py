@@ -1,0 +1,406 @@
+"""The training loop: feed -> collect -> update -> reference -> log -> evaluate -> save, read from top to bottom."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+
+from . import checkpoint
+from .collect import store
+from .evaluation import kl_estimate, win_rate
+from .learner import Diverged, GradientLearner, drift
+from .log import Log
+from .types import Context, Judge, Key, Method, Metrics, Policy, PreftuneError, Rows, needs_of
+
+LOWER_IS_BETTER = ("loss", "kl", "nll", "length")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains; a method's hyperparameters are its own arguments. Steps are optimiser updates, batches are prompts."""
+
+    epochs: float = 1.0  #             passes over the data (over the prompts of a round, for methods that collect by rounds)
+    steps: int | None = None  #        optimiser steps; overrides epochs
+    batch: int = 32  #                 prompts a step
+    micro_batch: int = 8  #            prompts a forward pass; changes memory and speed, never the result
+    lr: float = 1e-6  #                peak learning rate
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # after warm-up, down to 0
+    warmup: float = 0.1  #             share of the steps that the rate rises over
+    optimiser: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    beta1: float = 0.9  #              AdamW's first moment; self-play methods recommend 0
+    weight_decay: float = 0.0
+    clip: float = 1.0  #               largest gradient norm; 0 never clips
+    seed: int = 0
+    rounds: int = 1  #                 for methods that collect by rounds
+    prompts_per_round: int | None = None  # default: all prompts
+    eval_every: int = 0  #             steps between evaluations on held-out rows; 0: at the end only
+    eval_rows: int = 256  #            held-out rows used by these evaluations
+    save_every: int | None = None  #   steps between checkpoints; default: a tenth of the run, 0: at the end only
+    keep: int = 2  #                   checkpoints kept besides the best one
+    early_stop: str | None = None  #   an evaluation's metric; stop when it has not improved `patience` times
+    patience: int = 3
+    kl_budget: float | None = None  #  stop when the estimated KL to the reference exceeds this, in nats per response
+    tracker: str | None = None  #      tensorboard | wandb | trackio
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch", "micro_batch", "lr", "rounds", "keep", "patience", "eval_rows")
+        for name in [*positive, *(n for n in ("steps", "prompts_per_round", "kl_budget") if getattr(self, n) is not None)]:
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise PreftuneError(f"{name} is {getattr(self, name)}, needed a finite number above 0; see `preftune train --help`")
+        if not 0 <= self.warmup < 1:
+            raise PreftuneError(f"warmup is {self.warmup}, needed a share 0 <= warmup < 1 of the steps")
+        if (self.early_stop or self.kl_budget) and not self.eval_every:
+            raise PreftuneError("early_stop and kl_budget are looked at in evaluations, but eval_every is 0; set eval_every to a number of steps")
+
+
+class Feed(Protocol):
+    """Rows by position in the data."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, positions: Sequence[int]) -> Rows:
+        """The rows at these positions, encoded for the policy."""
+
+
+@dataclass(frozen=True)
+class RowsFeed:
+    """Rows that are all in memory: the games of a table, a test."""
+
+    all: Rows
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def rows(self, positions: Sequence[int]) -> Rows:
+        return self.all.take(positions)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback sees after every step; returning True ends the run."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    learner: GradientLearner
+    folder: Path
+
+
+Callback = Callable[[Event], bool | None]
+
+
+@dataclass
+class Outcome:
+    """How a run ended: `stopped` is "finished", "interrupted", or a sentence of the rule that ended it."""
+
+    learner: GradientLearner
+    steps: int
+    stopped: str
+    history: list[dict[str, Any]] = field(repr=False)
+    best: int | None = None
+
+
+def plan(method: Method, prompts: int, config: TrainConfig) -> tuple[int, int, int]:
+    """(steps in all, steps a round, prompts a round)."""
+    if prompts < 1:
+        raise PreftuneError("the data have no usable row, needed at least one; see `preftune data check FILE`")
+    a_round = min(config.prompts_per_round or prompts, prompts) if method.collect_every == "round" else prompts
+    per_round = math.ceil(config.epochs * a_round / min(config.batch, a_round))
+    rounds = config.rounds if method.collect_every == "round" else 1
+    total = config.steps or per_round * rounds
+    return total, (per_round if method.collect_every == "round" else total), a_round
+
+
+def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
+    """The learning rate as a pure function of the step 0 .. total - 1."""
+    warm = math.ceil(config.warmup * total)
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return config.lr * (step + 1) / warm
+        left = (total - step) / max(total - warm, 1)
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
+        return config.lr * shape[config.schedule]
+
+    return rate
+
+
+def positions(key: Key, prompts: int, batch: int, step: int) -> list[int]:
+    """Which prompts step `step` sees: a stream of shuffled epochs, a pure function, so a resumed run needs no position."""
+    batch = min(batch, prompts)
+    chosen: list[int] = []
+    at = step * batch
+    while len(chosen) < batch:
+        epoch, offset = divmod(at, prompts)
+        order = key.fold("order", epoch).numpy().permutation(prompts)
+        taken = order[offset : offset + batch - len(chosen)].tolist()
+        chosen += taken
+        at += len(taken)
+    return chosen
+
+
+def check_labels(method: Method, rows: Rows) -> list[str]:
+    """Refuse rows that lack what the objective reads; returns notes about labels that it leaves unread."""
+    declared = needs_of(method.objective)
+    name = getattr(getattr(method.objective, "func", method.objective), "__name__", "this objective")
+    have = [label for label in ("score", "prefer", "winrate", "desirable") if getattr(rows, label) is not None]
+    if "ranked" in declared.labels and not rows.ranked:
+        raise PreftuneError(
+            f"{name} reads ranked responses, but the rows have {', '.join(have) or 'no labels'}; "
+            + ("kto reads desirable labels" if "desirable" in have else "give chosen and rejected columns, or scores")
+        )
+    for label in declared.labels:
+        if label != "ranked" and getattr(rows, label) is None:
+            raise PreftuneError(f"{name} reads {label}, but the rows have {', '.join(have) or 'no labels'}; see docs/data.md for the column")
+    read = {*declared.labels, *declared.optional}
+    unread = [label for label in have if label not in read and label in ("prefer", "winrate")]
+    return [f"the data carry {label}, which {name} does not read: only the order of the responses is used" for label in unread]
+
+
+def run(
+    policy: Policy,
+    method: Method,
+    feed: Feed,
+    config: TrainConfig,
+    folder: Path,
+    log: Log,
+    *,
+    reference: Policy | None = None,
+    judges: Sequence[Judge] = (),
+    test: Feed | None = None,
+    callbacks: Sequence[Callback] = (),
+    metrics: Sequence[Callable[[Policy, int], Metrics]] = (),
+    identity: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Train `policy` in place. `identity` is what a checkpoint must agree with to be resumed (method, hyperparameters, data)."""
+    key = Key.of(config.seed)
+    total, per_round, a_round = plan(method, len(feed), config)
+    online = method.collect_every == "step"
+    roles: dict[str, Policy] = {"current": policy}
+    if needs_of(method.objective).reference:
+        roles["reference"] = reference or policy.reference()
+    learner = GradientLearner(
+        policy,
+        method,
+        roles,
+        optimiser=config.optimiser,
+        lr=schedule(config, total),
+        beta1=config.beta1,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        micro_batch=config.micro_batch,
+    )
+    saved = folder / "checkpoints"
+    every = max(1, total // 10) if config.save_every is None else config.save_every
+    checkpoint.check_room(folder, (config.keep + 2) * 4 * _bytes(policy))
+    keeper = _Keeper(config)
+    step, moved = 0, False
+    if resume and checkpoint.steps(saved):
+        step, moved = _restore(learner, saved, keeper, identity or {})
+    log.rewind(step)
+    rows: Rows | None = None
+    stopped = "finished"
+
+    def save(at: int) -> None:
+        state = {**learner.snapshot(), "step": at, "identity": dict(identity or {}), "keeper": keeper.state()}
+        if moved:
+            state["reference"] = learner.roles["reference"].state()
+        checkpoint.save(saved, at, state)
+        checkpoint.retain(saved, config.keep, keeper.best_step)
+
+    with _Signals() as asked:
+        while step < total:
+            number, within = divmod(step, per_round)
+            opponents = itertools.count()
+            if method.collect_every == "round":
+                if rows is None or within == 0:
+                    rows = _round(learner, method, feed, judges, folder, key, number, a_round)
+                batch = rows.take(positions(key.fold("round", number), len(rows), config.batch, within))
+            else:
+                batch = feed.rows(positions(key, len(feed), config.batch, step))
+
+            def rows_against(opponent: Policy) -> Rows:
+                if method.collect_every == "round":
+                    return batch
+                draw = key.fold("collect", step, next(opponents))
+                context = Context({**learner.roles, "opponent": opponent}, batch, judges, round=number, step=step, key=draw)
+                collected = method.collect(context)
+                if step == 0:
+                    for note in check_labels(method, collected):
+                        log.say(note)
+                return collected
+
+            try:
+                told: dict[str, Any] = dict(method.update(learner, rows_against))
+            except Diverged:
+                save(step)
+                raise
+            step += 1
+            if _due(method, step, per_round) and "reference" in learner.roles:
+                learner.roles = dict(method.reference(learner.roles))
+                moved = moved or learner.roles["reference"] is not roles["reference"]
+            told["epoch"] = step * min(config.batch, a_round) / a_round
+            log.step(step, told)
+            if config.eval_every and (step % config.eval_every == 0 or step == total):
+                told["eval"] = assess(learner, test, judges, config, key.fold("evaluate", step), samples=online or config.kl_budget is not None)
+                for metric in metrics:
+                    told["eval"].update(metric(policy, step))
+                log.step(step, {"eval": told["eval"]})
+                stopped = keeper.verdict(step, told["eval"])
+            for callback in callbacks:
+                if callback(Event(step, told, learner, folder)):
+                    stopped = f"stopped by {getattr(callback, '__name__', 'a callback')} at step {step}"
+            if asked.signal:
+                stopped = "interrupted"
+            if (every and step % every == 0) or step == total or stopped != "finished" or keeper.best_step == step:
+                save(step)
+            if stopped != "finished":
+                break
+    return Outcome(learner, step, stopped, log.history, keeper.best_step)
+
+
+def assess(
+    learner: GradientLearner, test: Feed | None, judges: Sequence[Judge], config: TrainConfig, key: Key, *, samples: bool
+) -> Metrics:
+    """Held-out loss, accuracy and drift where the method reads given rows; KL and win rate of fresh samples where it plays."""
+    if test is None:
+        raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
+    rows = test.rows(range(min(config.eval_rows, len(test))))
+    result: Metrics = {}
+    with torch.no_grad():
+        if learner.method.collect_every == "run":
+            context = Context({**learner.roles, "opponent": learner.policy}, rows, judges, key=key)
+            scored = [learner.score(part) for part in learner._micro(learner.method.collect(context))]
+            losses = [learner.method.objective(s) for s in scored]
+            result["loss"] = float(sum(loss.row.sum() for loss in losses) / sum(_count(loss) for loss in losses))
+            result |= {name: float(torch.cat([loss.metrics[name].double() for loss in losses]).mean()) for name in losses[0].metrics}
+            result |= {name: value for name, value in drift(scored).items() if name != "tokens"}
+        if samples and "reference" in learner.roles:
+            mine = learner.policy.sample(rows, 1, key.fold("current"))
+            answered = rows.replace(response=mine, present=None)
+            logp, ref = learner.policy.score(answered).logp, learner.roles["reference"].score(answered).logp
+            estimate = kl_estimate(logp, ref)
+            weight = torch.ones_like(logp) if mine.law is None else mine.law
+            result |= {name: float((weight * value).sum() / weight.sum()) for name, value in estimate.items()}
+            if judges:
+                theirs = learner.roles["reference"].sample(rows, 1, key.fold("reference"))
+                result["winrate"] = float(win_rate(judges[0], rows, mine, theirs, key.fold("judge")).nanmean())
+    return result
+
+
+def _count(loss: Any) -> float:
+    return float(len(loss.row) if loss.count is None else loss.count.sum())
+
+
+def _bytes(policy: Policy) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in policy.state().values())
+
+
+def _due(method: Method, step: int, per_round: int) -> bool:
+    return step % (per_round if method.reference_every == "round" else method.reference_every) == 0
+
+
+def _round(
+    learner: GradientLearner, method: Method, feed: Feed, judges: Sequence[Judge], folder: Path, key: Key, number: int, prompts: int
+) -> Rows:
+    """The rows of a round: collected once, kept on disk, read back by a resumed run and by later rounds."""
+    shelf = folder / "rounds"
+    kept = store.path(shelf, number)
+    if not kept.exists():
+        chosen = positions(key.fold("prompts"), len(feed), prompts, number)
+        past = [store.load(store.path(shelf, earlier)) for earlier in range(number)]
+        context = Context(
+            {**learner.roles, "opponent": learner.policy}, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)
+        )
+        store.save(method.collect(context), kept)
+    rows = store.load(kept)
+    check_labels(method, rows)
+    return rows
+
+
+def _restore(learner: GradientLearner, saved: Path, keeper: _Keeper, identity: Mapping[str, Any]) -> tuple[int, bool]:
+    """Put the newest checkpoint back; returns its step and whether the reference had moved."""
+    last = saved / f"step-{checkpoint.steps(saved)[-1]:06d}"
+    state = checkpoint.load(last)
+    for name, value in identity.items():
+        if state["identity"].get(name) != value:
+            raise PreftuneError(
+                f"{last} was made with {name} = {state['identity'].get(name)!r}, but this run has {value!r}; "
+                "resume with the same settings, or start a new run in another folder"
+            )
+    learner.restore(state)
+    keeper.load(state["keeper"])
+    if "reference" in state:
+        reference = learner.policy.copy()
+        reference.load(state["reference"])
+        learner.roles["reference"] = reference
+    checkpoint.restore_rng(state["rng"])
+    return int(state["step"]), "reference" in state
+
+
+class _Keeper:
+    """Remembers the best evaluation and decides when to stop."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.worse = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "worse": self.worse}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.best, self.best_step, self.worse = state["best"], state["best_step"], state["worse"]
+
+    def verdict(self, step: int, metrics: Metrics) -> str:
+        name = self.config.early_stop or ("accuracy" if "accuracy" in metrics else "winrate" if "winrate" in metrics else "loss")
+        if self.config.early_stop and name not in metrics:
+            raise PreftuneError(f"early_stop is {name!r}, but the evaluation gave {', '.join(sorted(metrics))}; choose one of these")
+        if name in metrics:
+            value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+            self.worse = 0 if self.best is None or value > self.best else self.worse + 1
+            if self.worse == 0:
+                self.best, self.best_step = value, step
+        if self.config.kl_budget is not None and "kl" in metrics and metrics["kl"] > self.config.kl_budget:
+            return f"stopped at step {step}: KL {metrics['kl']:.3f} is above the budget of {self.config.kl_budget:g} nats"
+        if self.config.early_stop and self.worse >= self.config.patience:
+            return f"stopped at step {step}: {name} has not improved for {self.worse} evaluations (best at step {self.best_step})"
+        return "finished"
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain values, for config.json."""
+    return asdict(config)
