@@ -317,12 +317,12 @@ def _round(
     kept = store.path(shelf, number)
     if not kept.exists():
         chosen = positions(key.fold("prompts"), len(feed), prompts, number)
-        past = [store.load(store.path(shelf, earlier)) for earlier in range(number)]
+        past = [store.load(store.path(shelf, earlier), learner.policy) for earlier in range(number)]
         context = Context(
             {**learner.roles, "opponent": learner.policy}, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)
         )
         store.save(method.collect(context), kept)
-    rows = store.load(kept)
+    rows = store.load(kept, learner.policy)
     check_labels(method, rows)
     return rows
 

@@ -88,11 +88,8 @@ class Responses(Protocol):
     def show(self) -> list[list[str]]:
         """Readable text [B][K]."""
 
-    def state(self) -> dict[str, Any]:
-        """Tensors, numbers, strings and lists from which `from_state` makes equal responses."""
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self: ...
+    def pack(self) -> dict[str, Tensor]:
+        """Tensors for a file, from which the policy's `unpack` makes equal responses."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +245,9 @@ class Policy(Protocol):
 
     def parameters(self) -> list[Tensor]:
         """The trainable parameters, in a fixed order."""
+
+    def unpack(self, packed: dict[str, Tensor]) -> Any:
+        """Responses of this domain from what their `pack` gave."""
 
     def state(self) -> dict[str, Tensor]:
         """What trains, by name; `load` takes it back."""

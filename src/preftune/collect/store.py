@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..types import Rows
+from ..types import Policy, Rows
 
 
 def path(shelf: Path, number: int) -> Path:
@@ -19,24 +18,21 @@ def path(shelf: Path, number: int) -> Path:
 
 
 def save(rows: Rows, file: Path) -> None:
-    """Write rows aside, then rename. Responses give their content through `state()`: tensors, numbers, strings, lists."""
+    """Write rows aside, then rename: plain values and the tensors that the responses pack themselves into."""
     state: dict[str, Any] = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
-    state |= {"id": list(rows.id), "prompt": [list(p) if isinstance(p, tuple) else p for p in rows.prompt], "extra": dict(rows.extra)}
-    state["tuples"] = bool(len(rows)) and isinstance(rows.prompt[0], tuple)
-    kind = type(rows.response)
-    state["response"] = {"kind": f"{kind.__module__}:{kind.__qualname__}", "state": rows.response.state()}
+    state |= {"id": list(rows.id), "extra": dict(rows.extra), "response": rows.response.pack()}
+    state["tokens"] = bool(len(rows)) and isinstance(rows.prompt[0], tuple)
+    state["prompt"] = [list(prompt) if state["tokens"] else prompt for prompt in rows.prompt]
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f".{os.getpid()}")
     torch.save(state, aside)
     os.replace(aside, file)
 
 
-def load(file: Path) -> Rows:
-    """Read rows back; tensors and plain values only, nothing is unpickled."""
+def load(file: Path, policy: Policy) -> Rows:
+    """Read rows back; the policy rebuilds the responses of its domain. Tensors and plain values only, nothing is unpickled."""
     state = torch.load(file, weights_only=True)
-    tuples = state.pop("tuples")
-    module, _, name = state["response"]["kind"].partition(":")
-    kind = getattr(importlib.import_module(module), name)
-    state["response"] = kind.from_state(state["response"]["state"])
-    state |= {"id": tuple(state["id"]), "prompt": [tuple(p) if tuples else p for p in state["prompt"]]}
+    tokens = state.pop("tokens")
+    state["response"] = policy.unpack(state["response"])
+    state |= {"id": tuple(state["id"]), "prompt": [tuple(prompt) if tokens else prompt for prompt in state["prompt"]]}
     return Rows(**state)

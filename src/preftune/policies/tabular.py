@@ -34,12 +34,8 @@ class TableResponses:
     def join(self, other: TableResponses) -> TableResponses:
         return TableResponses(torch.cat([self.index, other.index], dim=1))
 
-    def state(self) -> dict[str, Any]:
-        return {"index": self.index, "law": self.law}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> TableResponses:
-        return cls(**state)
+    def pack(self) -> dict[str, Tensor]:
+        return {"index": self.index} | ({} if self.law is None else {"law": self.law})
 
     def show(self) -> list[list[str]]:
         return [[str(i) for i in row] for row in self.index.tolist()]
@@ -96,6 +92,9 @@ class TabularPolicy:
         moved = self.copy()
         moved.logits.data.lerp_(other.logits.detach(), w)
         return moved
+
+    def unpack(self, packed: dict[str, Tensor]) -> TableResponses:
+        return TableResponses(**packed)
 
     def parameters(self) -> list[Tensor]:
         return [self.logits]
