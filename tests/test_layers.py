@@ -28,9 +28,7 @@ LAYERS = (
     "training",
     "api registry cli annotate __init__ __main__",
 )
-PLACE = {
-    name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()
-}
+PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 
 LATE = ("transformers", "diffusers", "datasets", "peft", "matplotlib", "sklearn", "pandas", "gguf")  # only inside functions
 FROM_POLICIES_UP = ("transformers", "diffusers", "datasets", "peft")

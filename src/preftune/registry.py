@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from .types import Method, PreftuneError
@@ -23,7 +24,7 @@ from .types import Method, PreftuneError
 T = TypeVar("T")
 INTEGER = re.compile(r"[+-]?\d+(_\d+)*")
 FLOAT = re.compile(r"[+-]?((\d+(_\d+)*\.?\d*|\.\d+)(e[+-]?\d+)?|inf)", re.IGNORECASE)
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
 REFUSED = object()  #                 a value that is not of the kind asked for
 
@@ -54,13 +55,19 @@ def resolve_method(name: str) -> Callable[..., Method]:
 
 
 def import_function(path: str, what: str) -> Callable[..., Any]:
-    """`package.module:function`; modules of the working folder are found as well, `folder/file.py:function` too."""
-    place, _, name = path.partition(":")
-    module = place.removesuffix(".py").replace("/", ".").replace(os.sep, ".") if place.endswith(".py") else place
-    if not name or not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise PreftuneError(f"{path!r} is not a place of a function, needed package.module:function; for instance my_methods.mine:method")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    """`package.module:function` from anywhere Python looks or the working folder, or `folder/file.py:function`."""
+    place, _, name = path.rpartition(":")
+    file = Path(place).resolve() if place.endswith(".py") else None
+    if file and not file.is_file():
+        raise PreftuneError(
+            f"there is no file {place!r}, needed a Python file with {what}; `preftune copy METHOD FILE` writes one to start from"
+        )
+    module = file.stem if file else place
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise PreftuneError(f"{path!r} is not a place of a function, needed package.module:function or file.py:function")
+    folder = str(file.parent) if file else os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     packages = [".".join(module.split(".")[:n]) for n in range(1, module.count(".") + 1)]
     for part in [*packages, module]:  # find_spec imports the packages above a module, so each is asked for in turn
         found = importlib.util.find_spec(part)
@@ -70,8 +77,10 @@ def import_function(path: str, what: str) -> Callable[..., Any]:
                 "install it, or run from the folder that holds it"
             )
     loaded = importlib.import_module(module)
+    if file and Path(loaded.__file__ or "").resolve() != file:
+        raise PreftuneError(f"{module!r} is already the name of {loaded.__file__}, needed a name of its own for {place}; rename the file")
     function = getattr(loaded, name, None)
-    if not callable(function):
+    if not inspect.isfunction(function):
         own = sorted(key for key, value in vars(loaded).items() if inspect.isfunction(value) and value.__module__ == module)
         raise PreftuneError(
             f"{module} has no function {name!r}, needed {what}; its functions are: {', '.join(own) or 'none'}{_meant(name, own)}"
@@ -98,6 +107,20 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Setting]:
         name: Setting(name, parameter.default, hints.get(name, type(parameter.default)))
         for name, parameter in inspect.signature(function).parameters.items()
     }
+
+
+def compose(function: Callable[..., Method], settings: Mapping[str, Any]) -> Method:
+    """Call a method's function with settings given as texts or values; unknown and missing names are refused by name."""
+    known = signature_of(function)
+    for name in settings:
+        lookup(name, known, f"hyperparameter of {function.__name__}")
+    missing = [name for name, setting in known.items() if setting.default is REQUIRED and name not in settings]
+    if missing:
+        raise PreftuneError(f"{function.__name__} was given no {', '.join(missing)}, needed a value; for instance --set {missing[0]}=...")
+    method = function(**{name: parse(value, known[name]) for name, value in settings.items()})
+    if not isinstance(method, Method):
+        raise PreftuneError(f"{function.__name__} returned {type(method).__name__}, needed a Method; compose one as `preftune show` displays it")
+    return method
 
 
 def fields_of(config: type) -> dict[str, Setting]:
@@ -143,19 +166,16 @@ def parse(value: Any, setting: Setting) -> Any:
         read = _read(value, kind)
         if read is not REFUSED:
             return read
-    raise PreftuneError(
-        f"{setting.name} is {value!r}, needed {describe(setting.annotation)}; for instance {setting.name}={_example(setting)}"
-    )
+    raise PreftuneError(f"{setting.name} is {value!r}, needed {words(setting.annotation)}; for instance {setting.name}={_example(setting)}")
 
 
-def describe(annotation: Any) -> str:
-    """An annotation in words: "a number", "one of 'sum', 'mean'", ..."""
+def words(annotation: Any) -> str:
+    """An annotation in words: "a number", "one of sum, mean", ..."""
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "none"}
-    words = [
-        "one of " + ", ".join(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else plain.get(kind, str(kind))
-        for kind in _kinds(annotation)
-    ]
-    return " or ".join(words)
+    return " or ".join(
+        f"one of {', '.join(map(str, typing.get_args(kind)))}" if typing.get_origin(kind) is Literal else plain.get(kind, str(kind))
+        for kind in reversed(_kinds(annotation))
+    )
 
 
 def _kinds(annotation: Any) -> list[Any]:
@@ -171,7 +191,7 @@ def _read(value: Any, kind: Any) -> Any:
     if kind is type(None):
         return None if value is None or text.lower() in ("none", "null") else REFUSED
     if kind is bool:
-        return WORDS.get(text.lower(), REFUSED)
+        return TRUTH.get(text.lower(), REFUSED)
     if typing.get_origin(kind) is Literal:
         return {str(option): option for option in typing.get_args(kind)}.get(text, REFUSED)
     if kind is int and not isinstance(value, bool):

@@ -51,12 +51,12 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, header: bool = True) -> None:
     """A table on stdout; numbers stand to the right."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=header)
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) for row in rows if row[i] is not None)
         table.add_column(column, justify="right" if rows and numeric else "left", overflow="fold")

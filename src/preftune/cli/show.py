@@ -1,0 +1,174 @@
+"""preftune show: what a method is, where it comes from, what it takes and what it needs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from ..types import Method, PreftuneError
+from .output import number, pairs, print_json, print_table
+
+
+def show(
+    method: Annotated[str | None, typer.Argument(help="A method's name, or package.module:function; without it the list of all.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="name=value of a hyperparameter; may be repeated.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Describe a method: formula, source, hyperparameters, what it needs, its relatives."""
+    if method is None:
+        listed = catalogue()
+        if json:
+            print_json(listed)
+        else:
+            print_table(
+                ["method", "hyperparameters", "in one line"],
+                [[name, facts["hyperparameters"], facts["about"]] for name, facts in listed.items()],
+            )
+            print("\npreftune show METHOD says more; preftune copy METHOD FILE gives you the method's file to change.")
+        return
+    facts = describe(method, pairs(setting or []))
+    if json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def catalogue() -> dict[str, dict[str, str]]:
+    """Every shipped method: its hyperparameters with their defaults, the first sentence about it, its other names."""
+    from ..methods import ALIASES, METHODS
+    from ..registry import signature_of
+
+    return {
+        name: {
+            "hyperparameters": " ".join(f"{one.name}={number(one.default)}" for one in signature_of(function).values()),
+            "about": _first_sentence(function),
+            "aliases": " ".join(alias for alias, target in ALIASES.items() if target == name),
+        }
+        for name, function in METHODS.items()
+    }
+
+
+def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
+    """All that `show METHOD` prints, as plain values."""
+    from ..registry import REQUIRED, compose, resolve_method, signature_of, words
+
+    function = resolve_method(name)
+    facts: dict[str, Any] = {
+        "method": name,
+        "source": inspect.getdoc(sys.modules[function.__module__]) or "",
+        "about": inspect.getdoc(function) or "",
+        "hyperparameters": {
+            one.name: {"default": "(required)" if one.default is REQUIRED else one.default, "takes": words(one.annotation)}
+            for one in signature_of(function).values()
+        },
+        "relatives": relatives(function),
+        "file": inspect.getsourcefile(function),
+    }
+    try:
+        return facts | composition(compose(function, settings))
+    except PreftuneError as error:  # a method may insist on a value; what it says then is worth printing
+        if settings:
+            raise
+        return facts | {"composition": {"with its defaults": str(error)}}
+
+
+def composition(method: Method) -> dict[str, Any]:
+    """The four parts of a method, the formulas of its objective, what it needs and what it recommends."""
+    from ..types import needs_of
+
+    needs = needs_of(method.objective)
+    objectives = list(parts_of(method.objective))
+    return {
+        "composition": {
+            "collect": name_of(method.collect),
+            "objective": " + ".join(one.__name__ for one in objectives),
+            "reference": name_of(method.reference),
+            "update": name_of(method.update),
+            "rows are collected every": method.collect_every,
+        },
+        "formulas": {one.__name__: inspect.getdoc(one) or "" for one in objectives},
+        "needs": {
+            "responses per prompt": needs.columns,
+            "labels": list(needs.labels),
+            "reads where given": list(needs.optional),
+            "a reference": needs.reference,
+            "a judge": method.collect_every != "run",
+        },
+        "recipe": dict(method.recipe),
+    }
+
+
+def parts_of(objective: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The functions with the formulas, inside `add`, `scale` and functools.partial."""
+    while isinstance(objective, partial):
+        objective = objective.func
+    held = inspect.getclosurevars(objective).nonlocals.values()
+    inner = [one for value in held for one in (value if isinstance(value, tuple) else (value,)) if callable(one)]
+    if not inner:
+        yield objective
+    for one in inner:
+        yield from parts_of(one)
+
+
+def name_of(part: Any) -> str:
+    """The name of a collector, reference or update with the arguments that it was given."""
+    if isinstance(part, partial):
+        return f"{part.func.__name__}({', '.join(f'{key}={value}' for key, value in part.keywords.items())})"
+    maker = part.__qualname__.partition(".<locals>")[0]  # soft(alpha) returns a function of its own
+    given = inspect.getclosurevars(part).nonlocals
+    return f"{maker}({', '.join(f'{key}={value}' for key, value in given.items())})" if given else str(maker)
+
+
+def relatives(function: Callable[..., Method]) -> list[str]:
+    """Methods that this one's description names, or whose description names it."""
+    from ..methods import METHODS
+
+    def named(text: str, name: str) -> bool:
+        return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text.replace("_", "-"), re.IGNORECASE) is not None
+
+    own = [name for name, one in METHODS.items() if one is function]
+    about = _text(function)
+    return [
+        name
+        for name, other in METHODS.items()
+        if other is not function and (named(about, name) or any(named(_text(other), mine) for mine in own))
+    ]
+
+
+def _text(function: Callable[..., Any]) -> str:
+    return f"{inspect.getdoc(sys.modules[function.__module__])}\n{inspect.getdoc(function)}"
+
+
+def _first_sentence(function: Callable[..., Any]) -> str:
+    """Up to the first full stop, colon or semicolon at the end of a clause."""
+    text = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+    return re.split(r"[.;:] |\.$", text)[0]
+
+
+def _print(facts: dict[str, Any]) -> None:
+    print(f"{facts['method']}\n\n{facts['source']}\n\n{facts['about']}\n")
+    print_table(
+        ["hyperparameter", "default", "takes"],
+        [[name, str(one["default"]), one["takes"]] for name, one in facts["hyperparameters"].items()],
+    )
+    for title in ("composition", "needs", "recipe"):
+        if facts.get(title):
+            print(f"\n{title}")
+            print_table(["", ""], [[key, _say(value)] for key, value in facts[title].items()], header=False)
+    for name, formula in facts.get("formulas", {}).items():
+        print(f"\n{name}\n" + "\n".join(f"    {line}".rstrip() for line in formula.splitlines()))
+    if facts["relatives"]:
+        print(f"\nrelatives: {', '.join(facts['relatives'])}")
+    print(f"\nfile: {facts['file']}")
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
