@@ -1,0 +1,1 @@
+"""One HTML page and one model card for a run."""

@@ -1,0 +1,123 @@
+"""Reading a finished (or broken off) run folder, and the names of what is measured in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..types import PreftuneError
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a number is called, shown and read."""
+
+    label: str
+    meaning: str
+    unit: str = ""
+    better: int = 0  #       1 higher, -1 lower, 0 neither
+    percent: bool = False
+
+
+# In the order in which they are shown; the first ten make the headline table.
+MEASURES = {
+    "accuracy": Measure("Pair accuracy", "held-out pairs that the implicit reward orders as labelled; 50 % at the reference", "", 1, True),
+    "judge": Measure("Judge score", "mean over sampled responses, on the judge's scale", "", 0),
+    "winrate": Measure("Win rate", "samples that beat the reference's, both orders judged", "", 1, True),
+    "kl": Measure("KL to the reference", "mean of log π − log π_ref over samples; may fall below 0 by chance", "nats per response"),
+    "length": Measure("Sample length", "mean length of a sampled response", "tokens"),
+    "margin": Measure("Reward margin", "β times the gap of the two log-ratios", "β·nats", 1),
+    "logp_chosen": Measure("Drift, chosen", "mean log π − log π_ref of the chosen responses", "nats per response"),
+    "logp_rejected": Measure("Drift, rejected", "mean log π − log π_ref of the rejected responses", "nats per response"),
+    "accuracy_raw": Measure("Raw accuracy", "pairs whose chosen response is the likelier one under the policy alone", "", 1, True),
+    "calibration_error": Measure("Calibration error", "distance of confidence and share of right answers", "", -1, True),
+    "accuracy_per_token": Measure("Raw accuracy per token", "the same for the mean log-probability of a token", "", 1, True),
+    "brier": Measure("Brier score", "mean squared error of σ(margin) against the label; 0.25 at the reference", "", -1),
+    "kl_k3": Measure("KL, low-variance estimate", "mean of log r + 1/r − 1 over samples; never negative", "nats per response"),
+    "judge_sd": Measure("Judge score, deviation", "standard deviation of the judge's score over prompts", ""),
+    "reward_chosen": Measure("Implicit reward, chosen", "β times the drift of the chosen responses", "β·nats"),
+    "reward_rejected": Measure("Implicit reward, rejected", "β times the drift of the rejected responses", "β·nats"),
+    "length_chosen": Measure("Length, chosen", "tokens of the data's chosen responses", "tokens"),
+    "length_rejected": Measure("Length, rejected", "tokens of the data's rejected responses", "tokens"),
+    "loss": Measure("Loss", "the objective's value", "", -1),
+    "grad_norm": Measure("Gradient norm", "before clipping"),
+    "lr": Measure("Learning rate", "after warm-up and decay"),
+    "tokens": Measure("Tokens", "", "tokens"),
+    "seconds": Measure("Seconds", "", "s"),
+    "epoch": Measure("Epoch", "passes over the data"),
+}
+HEADLINE = tuple(MEASURES)[:10]
+
+
+def measure(name: str) -> Measure:
+    """The description of a number; one that we do not know is called by its name."""
+    return MEASURES.get(name) or Measure(name.replace("_", " "), "")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds; whatever the run did not write is empty."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]  #       metrics of the training steps, by step
+    evals: Sequence[Mapping[str, Any]]  #       {"step": n, **metrics} of the periodic evaluations
+    evaluation: Mapping[str, Mapping[str, Any]]  # "before" | "after" -> name -> {"value", "low", "high"}
+    samples: Sequence[Mapping[str, Any]]
+
+
+def read(folder: str | Path) -> RunFiles:
+    """Read a run folder; config.json must be there, everything else may be missing."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise PreftuneError(f"{folder} has no config.json, needed a run folder as `preftune train` writes it; give the folder, not a file in it")
+    lines = _lines(folder / "metrics.jsonl")
+    steps = {line["step"]: line for line in lines if set(line) - {"step", "epoch", "seconds", "eval"}}
+    evals = {line["step"]: {"step": line["step"], **_values(line["eval"])} for line in lines if "eval" in line}
+    evaluation = folder / "evaluation.json"
+    return RunFiles(
+        folder,
+        json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        [steps[n] for n in sorted(steps)],
+        [evals[n] for n in sorted(evals)],
+        json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
+        _lines(folder / "samples.jsonl"),
+    )
+
+
+def _values(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain numbers, also where an evaluation carries its intervals."""
+    return {name: entry.get("value") if isinstance(entry, Mapping) else entry for name, entry in evaluation.items()}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a .jsonl file: a run that was killed may leave half a line at the end."""
+    if not path.is_file():
+        return []
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in complete.splitlines() if line.strip()]
+
+
+def number(value: Any) -> float:
+    """A float; NaN for what is missing or no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def show(value: Any, percent: bool = False) -> str:
+    """Three significant digits, a true minus sign; a dash for no number."""
+    x = number(value)
+    if math.isnan(x):
+        return "–"
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    if percent:
+        text = f"{100 * x:.1f} %"
+    elif x == 0 or 1e-3 <= abs(x) < 1000:
+        text = f"{x:.3g}"
+    else:
+        text = f"{x:,.0f}" if 1000 <= abs(x) < 1e9 else f"{x:.2e}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", "−")
