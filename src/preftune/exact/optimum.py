@@ -40,7 +40,6 @@ def ipo_optimum(P: Tensor, log_mu: Tensor, beta: float, *, law: Tensor | None = 
     """
     _positive(beta)
     W = _weights(validate(P), law)
-    _connected(W, "gaps between parts without a common pair are undetermined; add pairs")
     u = torch.linalg.solve(_laplacian(W), (W * (P - 0.5)).sum(-1) / beta)
     return torch.log_softmax(log_mu + u, -1)
 
@@ -55,7 +54,9 @@ def dpo_optimum(P: Tensor, log_mu: Tensor, beta: float, *, law: Tensor | None = 
     """
     _positive(beta)
     W = _weights(validate(P), law)
-    _connected(W * P, "some responses never lose to the others, so DPO pushes their gap without end; add pairs, or use ipo_optimum")
+    _connected(
+        W * P, "some responses never lose to the others and DPO pushes their gap without end; add pairs that they lose, or use ipo_optimum"
+    )
 
     def win(v: Tensor) -> Tensor:
         return torch.sigmoid(v.unsqueeze(-1) - v.unsqueeze(-2))
@@ -81,8 +82,11 @@ def _weights(P: Tensor, law: Tensor | None) -> Tensor:
             f"the law of the pairs has shape {list(law.shape)} and minimum {law.min().item():g}, "
             f"needed [..., {P.shape[-1]}, {P.shape[-1]}] without negative entries; give every pair its share of the data"
         )
+    if P.shape[-1] < 2:
+        raise PreftuneError("the game has one response, needed at least two; an optimum is fitted to pairs")
     W = law + law.mT
     W = W - torch.diag_embed(W.diagonal(dim1=-2, dim2=-1))
+    _connected(W, "gaps between parts without a common pair are undetermined; add pairs that join them")
     return W / W.mean((-1, -2), keepdim=True) + torch.zeros_like(P)
 
 
