@@ -1,0 +1,531 @@
+"""Language models as policies: loading, adapters, frozen copies that hold only what trains, saving."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...types import Key, PreftuneError, Rows, Scored
+from .cache import cache_folder
+from .generate import generate
+from .logprob import Network, assemble, pairs_of
+from .tokens import Counts, TextResponses, Tokens, encode, end_of_turn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TextPolicy:
+    """A causal language model that answers prompts. `logp` is in nats per response, the sum over its tokens.
+
+    The current policy trains the module's own parameters. Frozen copies are overlays: they hold clones of what trains and share
+    everything else, adapter-sized for adapters and k-layer-sized where k layers train. Scores come back on the CPU in float64.
+    `uniform` is the field's stand-in for "every response alike": hot, but among the likeliest tokens.
+    """
+
+    uniform: Mapping[str, Any] = {"temperature": 2.0, "top_k": 10}
+    independent = False
+
+    def __init__(
+        self, network: Network, tokenizer: Any, *, overlay: dict[str, Tensor] | None = None, adapter: bool = True, fresh: bool = False
+    ) -> None:
+        """`overlay`: parameters of a frozen copy by name; `adapter=False` scores with the adapter switched off, which is what the
+        overlay's values stand for as long as they are untouched; `fresh`: the adapter was made new."""
+        self.network, self.tokenizer = network, tokenizer
+        self.overlay, self.adapter, self.fresh = overlay, adapter, fresh
+        self.bos: int | None = tokenizer.bos_token_id
+        self.end = end_of_turn(tokenizer)
+        self.stops = stop_tokens(tokenizer, network.lm, self.end)
+        self.hashed: str | None = None
+
+    # --- the protocol -----------------------------------------------------------------------------------------------
+
+    def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
+        """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
+        return self.run(generate, self, rows, n, key, **decoding)  # type: ignore[no-any-return]
+
+    def score(self, rows: Rows) -> Scored:
+        """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1."""
+        return assemble(rows, self.token_logps(pairs_of(rows, self.bos)))
+
+    def score_tokens(self, rows: Rows) -> list[list[Tensor]]:
+        """float32 [T] per token and response [B][K]; empty where absent."""
+        from .logprob import present_pairs
+
+        table = [[torch.empty(0)] * rows.response.shape[1] for _ in range(len(rows))]
+        for (b, k), values in zip(present_pairs(rows), self.token_logps(pairs_of(rows, self.bos)), strict=True):
+            table[b][k] = values
+        return table
+
+    def token_logps(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+        """float32 [T_i] for (prompt, response) pairs of token ids."""
+        return self.run(self.network.token_logps, pairs)  # type: ignore[no-any-return]
+
+    def run(self, function: Any, *args: Any, **options: Any) -> Any:
+        """Call a function with this policy's parameters in the module."""
+        if self.overlay is None:
+            return function(*args, **options)
+        off = nullcontext() if self.adapter else self.network.module.disable_adapter()
+        values = {f"module.{name}": value for name, value in self.overlay.items()}
+        with torch.no_grad(), off:
+            return torch.func.functional_call(self.network, values, (lambda: function(*args, **options),))
+
+    def copy(self) -> TextPolicy:
+        """A frozen copy of what trains; the rest is shared."""
+        return self.frozen(self.state(), self.adapter)
+
+    def frozen(self, overlay: dict[str, Tensor], adapter: bool = True) -> TextPolicy:
+        """A frozen policy on the same network."""
+        return TextPolicy(self.network, self.tokenizer, overlay=overlay, adapter=adapter, fresh=self.fresh)
+
+    def reference(self) -> TextPolicy:
+        """The weights given, frozen: call it before training begins. `reference_kind` says how it is made."""
+        return self.frozen(self.state(), adapter=self.reference_kind != "adapter switched off")
+
+    @property
+    def reference_kind(self) -> str:
+        """How `reference` is made: a freshly made adapter is switched off; anything else is copied."""
+        if not hasattr(self.network.module, "peft_config"):
+            return "copy of the weights that train"
+        return "adapter switched off" if self.fresh else "copy of the given adapter"
+
+    def lerp(self, other: Any, w: float) -> TextPolicy:
+        """Frozen, parameters (1 - w) * self + w * other; exact at w = 0 and 1. With adapters the factors are mixed, not their products."""
+        mine, theirs = self.state(), other.state()
+        check_names(mine, theirs)
+        mixed = {name: torch.lerp(a.float(), theirs[name].to(a.device).float(), float(w)).to(a.dtype) for name, a in mine.items()}
+        return self.frozen(mixed, adapter=self.adapter or w != 0)
+
+    def parameters(self) -> list[Tensor]:
+        """What trains, in the module's order; of a frozen copy its own values."""
+        return list(self.live().values())
+
+    def live(self) -> dict[str, Tensor]:
+        """The tensors themselves, by name."""
+        if self.overlay is not None:
+            return self.overlay
+        return {name: p for name, p in self.network.module.named_parameters() if p.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """Clones of what trains, by name."""
+        return {name: p.detach().clone() for name, p in self.live().items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put a `state` back, in place. An adapter that was switched off is used again if other values come in."""
+        live = self.live()
+        check_names(live, state)
+        if not self.adapter:
+            self.adapter = any(not torch.equal(p, state[name].to(p.device)) for name, p in live.items())
+        for name, p in live.items():
+            p.copy_(state[name])
+        self.hashed = None
+
+    # --- beyond the protocol ----------------------------------------------------------------------------------------
+
+    def encode(self, records: Sequence[Any], *, max_prompt: int | None = None, max_response: int | None = None) -> tuple[Rows, Counts]:
+        """`tokens.encode` with this policy's tokenizer."""
+        return encode(records, self.tokenizer, max_prompt=max_prompt, max_response=max_response)
+
+    @property
+    def trunk_note(self) -> str:
+        """Whether the frozen layers are computed once per sequence, and if not why."""
+        return self.network.trunk_note
+
+    def fingerprint(self) -> str:
+        """Hash of all effective weights and of the configuration that enters the arithmetic; equal for equal weights however they train."""
+        if self.hashed is not None:
+            return self.hashed
+        overlay = self.overlay or {}
+        digest = hashlib.blake2b(config_text(self.network.lm).encode(), digest_size=16)
+        for name, p in sorted(self.network.module.named_parameters(), key=lambda item: plain_name(item[0])):
+            if self.adapter or not is_adapter(name):
+                trains = name in overlay or p.requires_grad
+                digest.update(plain_name(name).encode() + (tensor_digest(overlay.get(name, p)) if trains else self.once(name, p)))
+        found = digest.hexdigest()
+        if self.overlay is not None:
+            self.hashed = found
+        return found
+
+    def once(self, name: str, value: Tensor) -> bytes:
+        """Digest of a tensor that does not train."""
+        known: dict[str, bytes] = self.network.digests
+        if name not in known:
+            known[name] = tensor_digest(value)
+        return known[name]
+
+
+def check_names(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """The same parameters in the same shapes, or an error."""
+    if mine.keys() != theirs.keys():
+        odd = sorted(mine.keys() ^ theirs.keys())
+        raise PreftuneError(
+            f"these parameters do not belong to this policy: {len(theirs)} given, {len(mine)} needed, first difference {odd[0]}; "
+            "load the model with the same train=... as the one that was saved"
+        )
+    for name, value in mine.items():
+        if value.shape != theirs[name].shape:
+            raise PreftuneError(
+                f"parameter {name} has shape {tuple(theirs[name].shape)}, needed {tuple(value.shape)}; "
+                "use the model that these were saved from"
+            )
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA or DoRA adapter."""
+    return "lora_" in name
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter has without adapter wrapping."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+def tensor_digest(value: Tensor) -> bytes:
+    """16 bytes of dtype, shape and content."""
+    head = f"{value.dtype} {tuple(value.shape)}".encode()
+    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(head + hashlib.blake2b(content.data, digest_size=16).digest(), digest_size=16).digest()
+
+
+def config_text(lm: Any) -> str:
+    """The configuration without what names places, versions and generation habits."""
+    idle = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
+    config = {k: v for k, v in lm.config.to_dict().items() if k not in idle and not k.endswith("_token_id")}
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def stop_tokens(tokenizer: Any, lm: Any, end: int) -> frozenset[int]:
+    """Tokens that end an answer: the end of turn, and eos in the tokenizer's and the model's words."""
+    eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    more = eos if isinstance(eos, list) else [eos]
+    return frozenset(int(t) for t in (end, tokenizer.eos_token_id, *more) if t is not None)
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    train: str | int = "auto",
+    lora_r: int = 16,
+    lora_alpha: float = 32.0,
+    lora_targets: str | Sequence[str] = "all-linear",
+    quantize: int | None = None,
+    checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    resize_embeddings: bool = False,
+    tokens_per_batch: int | None = None,
+    trunk_bytes: int = 1 << 30,
+    seed: int = 0,
+) -> TextPolicy:
+    """A policy from a folder, a hub id, a PEFT adapter folder or a .gguf file. Weights are read from safetensors only.
+
+    train             "full", "lora", "dora", or k: the last k layers (embeddings, final norm and head stay frozen);
+                      "auto": the adapter of an adapter folder, "lora" on a quantised base, otherwise "full"
+    device            "auto", "cpu", "cuda", "cuda:1", "mps"; "auto" takes the best that is there
+    dtype             "auto": bfloat16 where a CUDA device has it, otherwise float32
+    lora_targets      names of linear layers, or "all-linear"; `seed` draws the adapter's first matrices
+    quantize          4 or 8: the frozen base through bitsandbytes (CUDA)
+    tokens_per_batch  padded tokens of one scoring pass; 0 runs every sequence alone, so that no value depends on the batch;
+                      None: 0 on a CPU, 16384 elsewhere
+    trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
+    resize_embeddings say so if you added tokens to the tokenizer on purpose
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    source = find_source(model)
+    adapter = source if (Path(source) / "adapter_config.json").is_file() else None
+    base = adapter_base(Path(adapter)) if adapter else source
+    if train == "auto":
+        train = "adapter" if adapter else "lora" if quantize else "full"
+    check_train(train, adapter, quantize)
+    check_folder(base)
+    words = adapter if adapter and has_tokenizer(Path(adapter)) else base
+    if Path(words).is_dir() and not has_tokenizer(Path(words)):
+        raise PreftuneError(
+            f"{words} holds a model but no tokenizer; text needs tokenizer.json or its relatives beside the weights; "
+            "save the model's tokenizer into the folder with tokenizer.save_pretrained(folder)"
+        )
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(words, **options)
+        if quantize:
+            options |= {"quantization_config": quantization(quantize, precision, place), "device_map": {"": place}}
+        lm = AutoModelForCausalLM.from_pretrained(base, dtype=precision, use_safetensors=True, **options)
+    except OSError as error:  # a hub that cannot be reached, a repository that is not there or holds no safetensors
+        raise PreftuneError(
+            f"{model} could not be loaded: {error}; a folder or hub id with safetensors weights and a tokenizer is needed; "
+            "check the name and the network, or give a local folder"
+        ) from error
+    fit_vocabulary(lm, tokenizer, resize_embeddings)
+    no_dropout(lm)
+    if not quantize:
+        lm.to(place)
+    module = wrap(lm, train, adapter, lora_r, lora_alpha, lora_targets, quantize, seed)
+    if checkpointing:
+        enable_checkpointing(lm)
+    module.eval()
+    network = Network(
+        module,
+        tokens_per_batch=(0 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
+        trunk_bytes=trunk_bytes,
+        checkpointing=checkpointing,
+    )
+    return TextPolicy(network, tokenizer, fresh=train in ("lora", "dora") and adapter is None)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for, if it is there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise PreftuneError(f"device is {name!r}; known are auto, cpu, cuda, cuda:N and mps; use one of them")
+    if (name.startswith("cuda") and not cuda) or (name == "mps" and not mps):
+        raise PreftuneError(
+            f"device {name} was asked for, but torch {torch.__version__} sees none here; use device=cpu or install a torch build for it"
+        )
+    place = torch.device(name)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise PreftuneError(f"device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices; use a smaller number")
+    return place
+
+
+def pick_dtype(name: str, place: torch.device) -> torch.dtype:
+    """bfloat16 where a CUDA device has it, float32 elsewhere, or what was asked for."""
+    if name == "auto":
+        return torch.bfloat16 if place.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in DTYPES:
+        raise PreftuneError(f"dtype is {name!r}; known are auto, {', '.join(DTYPES)}; use one of them")
+    return DTYPES[name]
+
+
+def find_source(model: str | Path) -> str:
+    """A folder or a hub id; a .gguf file is converted once and the folder kept in the cache, named by the file's content."""
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        from .gguf import convert
+
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return str(convert(path, cache_folder() / "gguf" / f"{path.stem}-{content}"))
+    if path.is_dir():
+        return str(path)
+    if path.is_file() or path.suffix == ".gguf" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
+        kind = "a file of another kind" if path.is_file() else "not there"
+        raise PreftuneError(f"{model} is {kind}; a model folder, a hub id such as org/name or a .gguf file is needed; check the path")
+    return str(model)
+
+
+def adapter_base(folder: Path) -> str:
+    """The base model that an adapter folder names."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise PreftuneError(
+            f"{folder} has no adapter_model.safetensors; adapters are read from safetensors only; save it again in that format"
+        )
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise PreftuneError(
+            f"{folder} is an adapter of type {config.get('peft_type')}; LoRA and DoRA adapters are supported; train one of these"
+        )
+    base = config.get("base_model_name_or_path") or ""
+    return find_source(base)
+
+
+def check_train(train: str | int, adapter: str | None, quantize: int | None) -> None:
+    """Refuse what cannot be combined."""
+    if (
+        isinstance(train, bool)
+        or (isinstance(train, str) and train not in ("full", "lora", "dora", "adapter"))
+        or (isinstance(train, int) and train < 1)
+    ):
+        raise PreftuneError(f"train is {train!r}; known are auto, full, lora, dora, or a number of last layers from 1; use one of them")
+    if adapter and train != "adapter":
+        raise PreftuneError(
+            f"{adapter} is an adapter, but train is {train!r}; an adapter folder trains its adapter; "
+            "leave train at 'auto' or merge the adapter first"
+        )
+    if train == "adapter" and not adapter:
+        raise PreftuneError("train is 'adapter', but the model folder holds none; use lora or dora for a new adapter")
+    if quantize not in (None, 4, 8):
+        raise PreftuneError(f"quantize is {quantize}; 4 and 8 bits are known; use one of them or leave it out")
+    if quantize and train not in ("lora", "dora", "adapter"):
+        raise PreftuneError(
+            f"quantize={quantize} freezes the base, but train is {train!r}; a quantised base needs an adapter; use train=lora"
+        )
+
+
+def check_folder(base: str) -> None:
+    """A local folder must hold a configuration and safetensors."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise PreftuneError(f"{folder} has no config.json, so it is no model folder; give the folder that save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+        raise PreftuneError(
+            f"{folder} has no safetensors weights{f', only {pickled[0]}' if pickled else ''}; "
+            "safetensors are needed, since pickled files can run code and are never opened; "
+            "convert it where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"))
+
+
+def fit_vocabulary(lm: Any, tokenizer: Any, resize: bool) -> None:
+    """Every token of the tokenizer needs a row of the embedding."""
+    rows, needed = lm.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    if needed > rows and not resize:
+        raise PreftuneError(
+            f"the tokenizer has tokens up to {needed - 1}, but the model's embedding has {rows} rows: they belong to different models, "
+            "or tokens were added; use the model's own tokenizer, or resize_embeddings=True if you added tokens on purpose"
+        )
+    if needed > rows:
+        lm.resize_token_embeddings(needed, mean_resizing=False)
+
+
+def no_dropout(lm: nn.Module) -> None:
+    """Log-probabilities are those of one fixed function: every dropout rate becomes zero."""
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    config = lm.config
+    for name, value in config.to_dict().items():  # type: ignore[union-attr,operator]
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def quantization(bits: int, precision: torch.dtype, place: torch.device) -> Any:
+    """The bitsandbytes configuration of QLoRA (NF4, double quantisation) or of 8 bits."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise PreftuneError(
+            f"quantize={bits} needs the package bitsandbytes, which is not installed; pip install bitsandbytes, or leave quantize out"
+        )
+    if place.type != "cuda":
+        raise PreftuneError(
+            f"quantize={bits} was asked for on {place.type}; bitsandbytes bases run on CUDA here; leave quantize out or use a GPU"
+        )
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision
+    )
+
+
+def wrap(
+    lm: Any,
+    train: str | int,
+    adapter: str | None,
+    lora_r: int,
+    lora_alpha: float,
+    lora_targets: str | Sequence[str],
+    quantize: int | None,
+    seed: int,
+) -> Any:
+    """Choose what trains, with an adapter around the model where that is asked for."""
+    if train == "full":
+        return lm.requires_grad_(True)
+    lm.requires_grad_(False)
+    if isinstance(train, int):
+        decoder = getattr(lm, lm.base_model_prefix)
+        layers = next((c for c in decoder.children() if isinstance(c, nn.ModuleList)), None)
+        if layers is None or train > len(layers):
+            found = "no list of layers was found" if layers is None else f"the model has {len(layers)} layers"
+            raise PreftuneError(f"train={train} asks for the last {train} layers, but {found}; use a smaller number, full or lora")
+        layers[-train:].requires_grad_(True)
+        return lm
+    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    if quantize:
+        lm = prepare_model_for_kbit_training(lm, use_gradient_checkpointing=False)
+    if adapter:
+        module = PeftModel.from_pretrained(lm, adapter, is_trainable=True)
+        no_dropout(module)
+        return module
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora_r,
+        lora_alpha=lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=lora_targets if isinstance(lora_targets, str) else list(lora_targets),
+        use_dora=train == "dora",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(lm, config)
+
+
+def enable_checkpointing(lm: Any) -> None:
+    """Recompute activations layer by layer in the backward pass."""
+    if not lm.supports_gradient_checkpointing:
+        raise PreftuneError(
+            f"checkpointing was asked for, but {type(lm).__name__} does not support it; leave it out or choose a smaller batch"
+        )
+    lm.activation_checkpointing_enable({"use_reentrant": False})
+
+
+# --- saving ---------------------------------------------------------------------------------------------------------
+
+
+def save(policy: TextPolicy, folder: str | Path, card: str) -> Path:
+    """Write an ordinary Hugging Face folder, or a PEFT adapter folder, with tokenizer and README.md = card.
+
+    Written aside and renamed; an existing folder is replaced.
+    """
+    out = Path(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    module = policy.network.module
+    if hasattr(module, "peft_config") and not policy.adapter:
+        raise PreftuneError(
+            "this policy is the base model with its adapter switched off; there is nothing of its own to save; save the trained policy"
+        )
+    overlay = {id(p): policy.overlay[name] for name, p in module.named_parameters() if policy.overlay and name in policy.overlay}
+    state = {name: overlay.get(id(p), p).detach() for name, p in module.state_dict(keep_vars=True).items()}
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    module.save_pretrained(aside, state_dict=state)
+    policy.tokenizer.save_pretrained(aside)
+    (aside / "README.md").write_text(card, encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    aside.chmod(0o755)
+    aside.rename(out)
+    return out
+
+
+def merge_adapter(folder: str | Path, out: str | Path, *, dtype: str = "float32", card: str | None = None) -> Path:
+    """Fold an adapter into its base: an ordinary model folder. Without `card` the adapter's own README is kept."""
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise PreftuneError(
+            f"{folder} holds no adapter; a folder with adapter_config.json is needed; there is nothing to merge in a full model"
+        )
+    policy = load(folder, device="cpu", dtype=dtype)
+    readme = Path(folder) / "README.md"
+    text = card if card is not None else readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    merged = policy.network.module.merge_and_unload()
+    return save(TextPolicy(Network(merged, trunk_bytes=0), policy.tokenizer), out, text)

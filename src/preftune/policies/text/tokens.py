@@ -1,0 +1,239 @@
+"""Text as token ids: chat templates, where a completion begins and ends, truncation. Nothing here is padded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...types import PreftuneError, Rows
+
+Tokens = tuple[int, ...]
+Counts = dict[str, int]  # rows, responses, joint_differs, prompt_truncated, response_truncated
+
+
+@dataclass(frozen=True)
+class TextResponses:
+    """K ragged token lists for each of B prompts; the end-of-turn token, where there is one, is part of the list.
+
+    `logp` keeps the log-probability of every sampled token (full vocabulary, temperature one) in the same ragged shape.
+    An absent response is the empty tuple. The tokenizer serves `show` only.
+    """
+
+    tokens: tuple[tuple[Tokens, ...], ...]  #                         [B][K][T]
+    logp: tuple[tuple[tuple[float, ...], ...], ...] | None = None  #  [B][K][T] nats, from sampling
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+    law: Tensor | None = None  #                                      text is never enumerated
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, K)."""
+        return len(self.tokens), len(self.tokens[0]) if self.tokens else 0
+
+    def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> TextResponses:
+        """Some rows and columns, in the order asked for."""
+        rows = range(self.shape[0]) if rows is None else [int(i) for i in rows]
+        columns = range(self.shape[1]) if columns is None else [int(k) for k in columns]
+
+        def pick(table: Any) -> Any:
+            return None if table is None else tuple(tuple(table[i][k] for k in columns) for i in rows)
+
+        return replace(self, tokens=pick(self.tokens), logp=pick(self.logp))
+
+    def join(self, other: TextResponses) -> TextResponses:
+        """The columns of both, self's first. Log-probs stay only where both have them."""
+        if self.shape[0] != other.shape[0]:
+            raise PreftuneError(
+                f"responses of {self.shape[0]} and of {other.shape[0]} prompts cannot be joined; "
+                "both must answer the same prompts; take the same rows of both first"
+            )
+        both = self.logp is not None and other.logp is not None
+        return replace(
+            self,
+            tokens=tuple(a + b for a, b in zip(self.tokens, other.tokens, strict=True)),
+            logp=tuple(a + b for a, b in zip(self.logp, other.logp, strict=True)) if both else None,  # type: ignore[arg-type]
+        )
+
+    def show(self) -> list[list[str]]:
+        """Text [B][K] without special tokens."""
+        if self.tokenizer is None:
+            raise PreftuneError("these responses carry no tokenizer, so they cannot be shown; build them with tokenizer=...")
+        return [[self.tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in row] for row in self.tokens]
+
+    def fingerprint(self) -> list[list[str]]:
+        """A digest of every response's token ids [B][K]."""
+        return [[token_digest(tokens).hex() for tokens in row] for row in self.tokens]
+
+    def pack(self) -> dict[str, Tensor]:
+        """Plain tensors for a file: all tokens in a row, lengths [B, K] and the log-probs where there are any."""
+        flat = [token for row in self.tokens for tokens in row for token in tokens]
+        packed = {
+            "tokens": torch.tensor(flat, dtype=torch.int64),
+            "length": torch.tensor([[len(tokens) for tokens in row] for row in self.tokens], dtype=torch.int64).reshape(self.shape),
+        }
+        if self.logp is not None:
+            packed["logp"] = torch.tensor([v for row in self.logp for values in row for v in values], dtype=torch.float64)
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Tensor], tokenizer: Any = None) -> TextResponses:
+        """What `pack` wrote."""
+        lengths = packed["length"].tolist()
+
+        def cut(flat: list[Any]) -> Any:
+            ends = iter(torch.tensor([n for row in lengths for n in row]).cumsum(0).tolist())
+            return tuple(tuple(tuple(flat[end - n : end]) for n, end in zip(row, ends, strict=False)) for row in lengths)
+
+        logp = cut(packed["logp"].tolist()) if "logp" in packed else None
+        return cls(cut(packed["tokens"].tolist()), logp, tokenizer)
+
+
+def token_digest(*parts: Tokens) -> bytes:
+    """16 bytes that tell sequences of token lists apart, boundaries included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tokens in parts:
+        digest.update(len(tokens).to_bytes(8, "little") + torch.tensor(tokens, dtype=torch.int64).numpy().tobytes())
+    return digest.digest()
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer: what the chat template writes after it, otherwise the tokenizer's eos."""
+    if tokenizer.chat_template:
+        mark = "preftune-answer-mark"
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+        after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(mark)[2]
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            if token in special:
+                return int(token)
+    if tokenizer.eos_token_id is None:
+        raise PreftuneError(
+            "the tokenizer has no eos token and no chat template that ends a turn with a special token, so a response has no end; "
+            "set tokenizer.eos_token, save the tokenizer and load it again"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def render(record: Any, tokenizer: Any) -> str:
+    """The prompt as the model sees it, up to where its answer begins."""
+    prompt, system = record.prompt, record.system
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    if not isinstance(prompt, str):
+        if len(prompt) != 1:
+            raise PreftuneError(
+                f"row {record.id}: the prompt is a conversation of {len(prompt)} messages, but the tokenizer has no chat template; "
+                "a plain model needs a prompt string; write the conversation as one string or set tokenizer.chat_template"
+            )
+        prompt = prompt[0]["content"]
+    return prompt if system is None else f"{system}\n\n{prompt}"
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], special: bool) -> list[Tokens]:
+    """Token ids of each text; an eos that the tokenizer appends by itself is taken off, since the answer follows."""
+    if not texts:
+        return []
+    eos = tokenizer.eos_token_id
+    found = [tuple(ids) for ids in tokenizer(list(texts), add_special_tokens=special)["input_ids"]]
+    if special and eos is not None and tokenizer("", add_special_tokens=True)["input_ids"][-1:] == [eos] != [tokenizer.bos_token_id]:
+        return [ids[:-1] if ids[-1:] == (eos,) else ids for ids in found]
+    return found
+
+
+def encode(
+    records: Sequence[Any], tokenizer: Any, *, max_prompt: int | None = None, max_response: int | None = None
+) -> tuple[Rows, Counts]:
+    """Records -> Rows of token ids, with what was cut and what tokenises differently, counted.
+
+    The rendered prompt is tokenised alone, exactly as in generation; responses separately, followed by the end of turn,
+    which belongs to them. A prompt loses tokens on its left (a leading bos stays), a response on its right, and then it has
+    no end. `joint_differs` counts rows with a response whose tokens would differ if prompt and response were tokenised
+    as one string. Labels missing in some rows only are NaN.
+    """
+    if (max_prompt is not None and max_prompt < 1) or (max_response is not None and max_response < 1):
+        raise PreftuneError(
+            f"max_prompt is {max_prompt} and max_response {max_response}; both need room for at least one token; raise them"
+        )
+    end, bos, special = end_of_turn(tokenizer), tokenizer.bos_token_id, not tokenizer.chat_template
+    texts = [render(record, tokenizer) for record in records]
+    prompts = token_ids(tokenizer, texts, special)
+    answers = [(i, answer) for i, record in enumerate(records) for answer in record.responses]
+    bodies = token_ids(tokenizer, [answer for _, answer in answers], False)
+    joints = token_ids(tokenizer, [texts[i] + answer for i, answer in answers], special)
+
+    differs = {i for (i, _), body, joint in zip(answers, bodies, joints, strict=True) if joint != prompts[i] + body}
+    counts = {
+        "rows": len(records),
+        "responses": len(answers),
+        "joint_differs": len(differs),
+        "prompt_truncated": 0,
+        "response_truncated": 0,
+    }
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            if bos is None:
+                raise PreftuneError(
+                    f"row {records[i].id}: the prompt has no tokens and the tokenizer no bos token; "
+                    "the first token of a response needs something before it; give the row a prompt"
+                )
+            prompts[i] = (bos,)
+        elif max_prompt is not None and len(prompt) > max_prompt:
+            counts["prompt_truncated"] += 1
+            keep = (bos,) if prompt[0] == bos and max_prompt > 1 else ()
+            prompts[i] = keep + prompt[len(prompt) - max_prompt + len(keep) :]
+    columns: list[list[Tokens]] = [[] for _ in records]
+    for (i, _), body in zip(answers, bodies, strict=True):
+        tokens = body if body[-1:] == (end,) else (*body, end)
+        if max_response is not None and len(tokens) > max_response:
+            counts["response_truncated"] += 1
+            tokens = tokens[:max_response]
+        columns[i].append(tokens)
+
+    width = max((len(row) for row in columns), default=0)
+    ragged = any(len(row) != width for row in columns)
+    rows = Rows(
+        id=tuple(record.id for record in records),
+        prompt=prompts,
+        response=TextResponses(tuple(tuple(row) + ((),) * (width - len(row)) for row in columns), tokenizer=tokenizer) if width else None,
+        present=torch.tensor([[k < len(row) for k in range(width)] for row in columns]) if ragged else None,
+        ranked=bool(records) and all(record.ranked for record in records),
+        score=label_table([record.scores for record in records], width),
+        prefer=label_column([record.prefer for record in records]),
+        desirable=desirable_table([record.desirable for record in records], width, [record.id for record in records]),
+        weight=torch.tensor([float(record.weight) for record in records], dtype=torch.float64),
+    )
+    return rows, counts
+
+
+def label_table(rows: Sequence[Sequence[float] | None], width: int) -> Tensor | None:
+    """[B, width] float64, NaN where a row has no number; None where no row has any."""
+    if all(row is None for row in rows):
+        return None
+    nan = float("nan")
+    return torch.tensor([[*(row or ())] + [nan] * (width - len(row or ())) for row in rows], dtype=torch.float64)
+
+
+def label_column(values: Sequence[float | None]) -> Tensor | None:
+    """[B] float64, NaN where a row has no number; None where no row has any."""
+    if all(value is None for value in values):
+        return None
+    return torch.tensor([float("nan") if value is None else float(value) for value in values], dtype=torch.float64)
+
+
+def desirable_table(rows: Sequence[Sequence[bool] | None], width: int, ids: Sequence[str]) -> Tensor | None:
+    """[B, width] bool, False where absent (`present` says so); None where no row is labelled."""
+    if all(row is None for row in rows):
+        return None
+    for row, name in zip(rows, ids, strict=True):
+        if row is None:
+            raise PreftuneError(
+                f"row {name} has no desirable label while other rows have one; every row needs it; label the row or leave it out"
+            )
+    return torch.tensor([[bool(v) for v in row or ()] + [False] * (width - len(row or ())) for row in rows])
