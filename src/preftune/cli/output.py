@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..types import PreftuneError
+
+EXAMPLE = {"--set": "beta=0.1", "--load": "train=lora"}
 
 
 def parts(message: str) -> dict[str, str]:
@@ -82,11 +85,30 @@ def curve(values: Sequence[float], *, width: int = 72, height: int = 12) -> str:
     return "\n".join([*lines, " " * 9 + "+" + "-" * width, " " * 10 + f"1{len(values):>{max(width - 1, 1)}}"])
 
 
-def pairs(settings: Sequence[str]) -> dict[str, str]:
-    """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}."""
-    from ..types import PreftuneError
+def print_measures(evaluation: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+    """Columns such as before and after, a row per measure: the value and its 95 % interval."""
+    columns = list(evaluation)
+    names = list(dict.fromkeys(name for column in columns for name in evaluation[column]))
+    print_table(
+        ["", *columns], [[name.replace("_", " "), *(_interval(evaluation[column].get(name)) for column in columns)] for name in names]
+    )
 
+
+def _interval(measure: Mapping[str, float | None] | None) -> str:
+    if measure is None or measure["value"] is None:
+        return ""
+    low, high = measure.get("low"), measure.get("high")
+    return number(measure["value"]) + ("" if low is None or high is None else f"  [{low:.3g}, {high:.3g}]")
+
+
+def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}; a name given twice is refused."""
+    found: dict[str, str] = {}
     for text in settings:
-        if not re.match(r"\s*\w+\s*=", text):
-            raise PreftuneError(f"--set was given {text!r}, needed name=value; for instance --set beta=0.1")
-    return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in settings)}
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name.isidentifier():
+            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {option} {EXAMPLE[option]}")
+        if name in found:
+            raise PreftuneError(f"{option} {name} was given twice, as {found[name]} and {value}, needed one value; leave one out")
+        found[name] = value
+    return found

@@ -1,0 +1,105 @@
+"""Every command and snippet of the documents runs as it stands, page by page, in a folder of its own.
+
+A page's ```python and ```bash blocks run in order; Python blocks of one page share their names, as a reader's session would.
+A comment on the line above a block says otherwise:
+
+    <!-- ci: file NAME -->     write the block to NAME instead of running it
+    <!-- ci: skip REASON -->   not run
+    <!-- ci: slow REASON -->   run by `make slow` only, in a session of its own
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md")
+LIMIT = 300  # seconds for one page
+
+BLOCK = re.compile(
+    r"(?:^<!-- ci: (?P<how>file|skip|slow) (?P<what>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    line: int
+    how: str = "run"
+    what: str = ""
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page that name a language."""
+    return [
+        Block(found["language"], found["text"], page[: found.start("text")].count("\n") + 1, found["how"] or "run", found["what"] or "")
+        for found in BLOCK.finditer(page)
+    ]
+
+
+def session(chosen: list[Block]) -> str:
+    """One Python program that does what a reader does: runs blocks in order, sharing names, and says where it is."""
+    lines = ["import subprocess, sys", "names = {'__name__': '__main__'}"]
+    for block in chosen:
+        lines.append(f"print('--- line {block.line}', flush=True)")
+        if block.how == "file":
+            lines.append(f"open({block.what!r}, 'w', encoding='utf-8').write({block.text!r})")
+        elif block.language == "python":
+            lines.append(f"exec(compile({block.text!r}, 'line {block.line}', 'exec'), names)")
+        elif block.language == "bash":
+            lines.append(
+                f"if subprocess.run(['bash', '-euo', 'pipefail', '-c', {block.text!r}]).returncode: sys.exit('failed: line {block.line}')"
+            )
+    return "\n".join(lines)
+
+
+def run(chosen: list[Block], folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
+    program = folder / ".session.py"
+    program.write_text(session(chosen), encoding="utf-8")
+    ran = subprocess.run([sys.executable, program], cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_snippet_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    run([block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")], tmp_path)
+
+
+SLOW = [(page, block) for page in PAGES for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how == "slow"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "block"), SLOW, ids=[f"{page} line {block.line}" for page, block in SLOW])
+def test_a_long_command_runs(page: str, block: Block, tmp_path: Path) -> None:
+    run([block], tmp_path)
+
+
+def test_a_skipped_block_says_why() -> None:
+    for page in PAGES:
+        for block in blocks((ROOT / page).read_text(encoding="utf-8")):
+            assert block.how != "skip" or len(block.what) > 5, f"{page}, line {block.line}: skipped without a reason"
+
+
+def test_a_snippet_that_fails_is_noticed(tmp_path: Path) -> None:
+    page = "text\n\n```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n"
+    assert [block.line for block in blocks(page)] == [3, 7]
+    with pytest.raises(AssertionError, match="AssertionError"):
+        run(blocks(page), tmp_path)
+    with pytest.raises(AssertionError, match="line 1"):
+        run(blocks("```bash\npreftune no-such-verb | cat\n```\n"), tmp_path)
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
