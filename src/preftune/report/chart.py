@@ -13,7 +13,7 @@ import numpy as np
 from .run import show
 
 WIDTH, HEIGHT = 440, 240
-LEFT, RIGHT, TOP, BOTTOM = 50, 430, 24, 204  # the plotting area
+LEFT, RIGHT, TOP, BOTTOM = 50, 424, 24, 204  # the plotting area
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = 2000) -> tuple[np.ndarray, n
     """At most `limit` points that keep the extremes: the lowest and the highest of each of limit / 2 buckets."""
     if len(x) <= limit:
         return x, y
-    kept = []
+    kept: list[int] = []
     for bucket in np.array_split(np.arange(len(x)), limit // 2):
         finite = bucket[np.isfinite(y[bucket])]
         kept.extend(sorted({finite[y[finite].argmin()], finite[y[finite].argmax()]}) if finite.size else bucket[:1])
@@ -57,14 +57,16 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def chart(name: str, title: str, series: Sequence[Series], *, unit: str, percent: bool = False, line_at: float | None = None) -> str:
-    """A <figure> with title, legend and plot; x is the training step. `name` is unique on the page.
+def chart(
+    name: str, title: str, series: Sequence[Series], *, steps: float, unit: str, percent: bool = False, line_at: float | None = None
+) -> str:
+    """A <figure> with title, legend and plot; x runs from 0 to `steps`. `name` is unique on the page.
 
     `line_at` draws a dashed level (zero, chance). Values beyond the plot, such as single spikes, are cut at its edge.
     """
     points = [(s, np.asarray(s.x, float), np.asarray(s.y, float)) for s in series]
     points = [(s, x, y) for s, x, y in points if np.isfinite(y).any()]
-    x0, x1 = _widen(min(x.min() for _, x, _ in points), max(x.max() for _, x, _ in points), 0.0)
+    x0, x1 = 0.0, max(steps, 1.0)
     levels = np.concatenate([_central(s, y[np.isfinite(y)]) for s, _, y in points] + ([] if line_at is None else [np.array([line_at])]))
     y0, y1 = (-0.02, 1.02) if percent else _widen(levels.min(), levels.max(), 0.06)
 
@@ -76,22 +78,22 @@ def chart(name: str, title: str, series: Sequence[Series], *, unit: str, percent
 
     body = []
     for value in ticks(max(y0, 0.0), min(y1, 1.0), 4) if percent else ticks(y0, y1):
-        at = float(py(np.array(value)))
-        body.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{RIGHT}"/>')
-        body.append(f'<text class="y" x="{LEFT - 6}" y="{at + 4:.1f}">{f"{100 * value:.0f} %" if percent else show(round(value, 12))}</text>')
-    for value in [v for v in ticks(x0, x1) if v == round(v) and v >= 0]:
+        at, label = float(py(np.array(value))), f"{100 * value:.0f} %" if percent else show(round(value, 12), exact=False)
+        body.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{RIGHT}"/><text class="y" x="{LEFT - 6}" y="{at + 4:.1f}">{label}</text>')
+    for value in [v for v in ticks(x0, x1) if v == round(v)]:
         at = float(px(np.array(value)))
         body.append(f'<path class="tick" d="M{at:.1f} {BOTTOM}v4"/><text class="x" x="{at:.1f}" y="{BOTTOM + 17}">{_count(value)}</text>')
     if line_at is not None:
         body.append(f'<path class="level" d="M{LEFT} {float(py(np.array(line_at))):.1f}H{RIGHT}"/>')
-    body.append(f'<path class="axis" d="M{LEFT} {BOTTOM}H{RIGHT}"/>')
-    body.append(f'<text class="unit" x="4" y="12">{escape(unit)}</text><text class="unit end" x="{RIGHT}" y="{HEIGHT - 4}">training step</text>')
-    body.append(f'<clipPath id="clip-{name}"><rect x="{LEFT - 4}" y="{TOP - 4}" width="{RIGHT - LEFT + 8}" height="{BOTTOM - TOP + 8}"/></clipPath>')
-    body.append(f'<g clip-path="url(#clip-{name})">')
+    body.append(f'<path class="axis" d="M{LEFT} {BOTTOM}H{RIGHT}"/><text class="unit" x="4" y="12">{escape(unit)}</text>')
+    body.append(f'<text class="unit end" x="{RIGHT}" y="{HEIGHT - 4}">training step</text>')
+    inside = f'x="{LEFT - 4}" y="{TOP - 4}" width="{RIGHT - LEFT + 8}" height="{BOTTOM - TOP + 8}"'
+    body.append(f'<clipPath id="clip-{name}"><rect {inside}/></clipPath><g clip-path="url(#clip-{name})">')
     body.extend(_marks(s, px(x), py(y)) for s, x, y in points)
     body.append("</g>")
     legend = "".join(
-        f'<li class="{s.colour} {s.kind}"><span class="swatch"></span>{escape(s.label)} <output data-series="{escape(s.label)}"></output></li>'
+        f'<li class="{s.colour} {s.kind}"><span class="swatch"></span>{escape(s.label)} '
+        f'<output data-series="{escape(s.label)}"></output></li>'
         for s, _, _ in points
         if s.kind != "faint"
     )

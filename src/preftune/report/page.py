@@ -10,17 +10,18 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .chart import Series, chart, smooth, thin, whiskers
-from .run import HEADLINE, MEASURES, RunFiles, measure, number, read, show
+from .run import HEADLINE, MEASURES, RunFiles, measure, number, read, short_name, show, span
 
 POINTS = 2000  #         a curve of a huge run is thinned to so many points
 SMALL_POINTS = 400  #    and the curves of the appendix to these
 SAMPLES, OPEN_SAMPLES, SAMPLE_LENGTH = 60, 6, 1500
 OTHERS = 16  #           charts in the appendix
+NATS = "nats per response"
 SHOWN_ABOVE = ("loss", "accuracy", "margin", "logp_chosen", "logp_rejected", "length", "kl")
 NOT_CURVES = ("step", "epoch", "seconds", "tokens")
 
@@ -71,19 +72,14 @@ def _fingerprint(text: str) -> str:
 
 def _title(run: RunFiles) -> str:
     method, model = run.config.get("method") or "run", run.config.get("model")
-    return f"{method} on {_last(model)}" if model else str(method)
-
-
-def _last(path: Any) -> str:
-    """The end of a path or hub name: what people call a model or a file."""
-    return str(path).rstrip("/\\").replace("\\", "/").rpartition("/")[2] or str(path)
+    return f"{method} on {short_name(model)}" if model else str(method)
 
 
 def _header(run: RunFiles, title: str) -> str:
     config = run.config
     facts: list[tuple[str, str]] = []
     if config.get("data"):
-        facts.append(("data", _last(config["data"])))
+        facts.append(("data", short_name(config["data"])))
     if run.steps:
         facts.append(("steps", f"{run.steps[-1].get('step', len(run.steps)):,}"))
     tokens = [number(step.get("tokens")) for step in run.steps]
@@ -126,9 +122,9 @@ def drift_sentence(chosen: float, rejected: float, small: float = 0.05) -> tuple
         return now + "The rejected responses gained on the chosen ones: the policy moved against its labels.", True
     if fell:
         return (
-            now + "Both fell, the rejected ones further: likelihood displacement. The order improved, but the chosen responses themselves "
-            f"became less likely (by a factor of {_factor(-chosen)} on average in the log), and the probability went to responses that are in "
-            "neither column. Read the samples; a likelihood term (rpo), a larger beta or a smaller learning rate holds the chosen ones up.",
+            now + "Both fell, the rejected ones further: likelihood displacement. The order improved, but a typical chosen response became "
+            f"{_factor(-chosen)} times less likely, and the probability went to responses that are in neither column. "
+            "Read the samples; a likelihood term (rpo), a larger beta or a smaller learning rate holds the chosen ones up.",
             True,
         )
     if rose and rejected < -small:
@@ -141,14 +137,15 @@ def drift_sentence(chosen: float, rejected: float, small: float = 0.05) -> tuple
 
 
 def _factor(nats: float) -> str:
-    return f"{math.exp(nats):.2g}" if nats < 7 else f"10{'⁰¹²³⁴⁵⁶⁷⁸⁹'[int(nats / math.log(10)) % 10]}" if nats < 23 else "more than 10¹⁰"
+    """e^nats in words: 1.3, 60, 8,100, more than a million."""
+    return "more than a million" if nats > math.log(1e6) else f"{float(f'{math.exp(nats):.2g}'):,g}"
 
 
 def _signed(x: float) -> str:
     return ("+" if x > 0 else "") + show(x)
 
 
-def _entry(run: RunFiles, when: str, name: str) -> tuple[float, float, float]:
+def entry(run: RunFiles, when: str, name: str) -> tuple[float, float, float]:
     """Value, low, high of one number of evaluation.json; NaN where it is missing."""
     found = (run.evaluation.get(when) or {}).get(name)
     if not isinstance(found, Mapping):
@@ -158,13 +155,14 @@ def _entry(run: RunFiles, when: str, name: str) -> tuple[float, float, float]:
 
 def _findings(run: RunFiles) -> str:
     said: list[tuple[str, bool]] = []
-    value, low, high = _entry(run, "after", "accuracy")
+    value, low, high = entry(run, "after", "accuracy")
     if math.isfinite(value):
-        before = _entry(run, "before", "accuracy")[0]
-        interval = f" (95 % interval {show(low, True)} to {show(high, True)})" if math.isfinite(low) else ""
+        before = entry(run, "before", "accuracy")[0]
+        interval = f" (95 % interval {span(low, high, True)})" if span(low, high) else ""
         against = f", against {show(before, True)} before training" if math.isfinite(before) else ""
-        said.append((f"<b>Preferences.</b> The policy orders {show(value, True)} of held-out pairs as labelled{interval}{against}.", high <= 0.5))
-    chosen, rejected = (_entry(run, "after", name)[0] for name in ("logp_chosen", "logp_rejected"))
+        sentence = f"The policy orders {show(value, True)} of held-out pairs as labelled{interval}{against}."
+        said.append((f"<b>Preferences.</b> {sentence}", high <= 0.5))
+    chosen, rejected = (entry(run, "after", name)[0] for name in ("logp_chosen", "logp_rejected"))
     where = "on held-out pairs"
     if not (math.isfinite(chosen) and math.isfinite(rejected)):
         tail = run.steps[-max(1, len(run.steps) // 10) :]
@@ -173,7 +171,7 @@ def _findings(run: RunFiles) -> str:
     if math.isfinite(chosen) and math.isfinite(rejected):
         sentence, attention = drift_sentence(chosen, rejected)
         said.append((f"<b>Likelihood</b> ({where}). {escape(sentence)}", attention))
-    old, new = _entry(run, "before", "length")[0], _entry(run, "after", "length")[0]
+    old, new = entry(run, "before", "length")[0], entry(run, "after", "length")[0]
     if math.isfinite(old) and math.isfinite(new) and old > 0:
         change = new / old - 1
         text = f"Samples went from {show(old)} to {show(new)} tokens ({'+' if change > 0 else '−'}{abs(100 * change):.0f} %)."
@@ -181,8 +179,9 @@ def _findings(run: RunFiles) -> str:
         said.append((f"<b>Length.</b> {text}{warning}", change > 0.25))
     lost = [step.get("step") for step in run.steps if "loss" in step and not math.isfinite(number(step["loss"]))]
     if lost:
-        said.append((f"<b>Not finite.</b> The loss of {len(lost):,} of {len(run.steps):,} steps is no number, first at step {lost[0]}.", True))
-    items = "".join(f'<li{" class=warn" if attention else ""}>{text}</li>' for text, attention in said)
+        sentence = f"The loss of {len(lost):,} of {len(run.steps):,} steps is no number, first at step {escape(str(lost[0]))}."
+        said.append((f"<b>Not finite.</b> {sentence}", True))
+    items = "".join(f"<li{' class=warn' if attention else ''}>{text}</li>" for text, attention in said)
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 
@@ -213,22 +212,20 @@ def _table(run: RunFiles, names: Sequence[str], caption: str) -> str:
     rows = []
     for name in names:
         m = measure(name)
-        entries = [_entry(run, when, name) for when in whens]
+        entries = [entry(run, when, name) for when in whens]
         cells = "".join(_cell(entry, m.percent, f"{when}.{name}") for when, entry in zip(whens, entries, strict=True))
-        meaning = "; ".join(part for part in (m.meaning, m.unit) if part)
+        change = _change(entries, m.percent) if both else ""
+        meaning = " · ".join(part for part in (m.meaning, m.unit) if part)
         picture = f'<td class="picture">{whiskers(entries)}</td>'
-        rows.append(
-            f'<tr><th scope="row">{escape(m.label)}<small>{escape(meaning)}</small></th>{cells}{_change(entries, m.percent) if both else ""}{picture}</tr>'
-        )
+        rows.append(f'<tr><th scope="row">{escape(m.label)}<small>{escape(meaning)}</small></th>{cells}{change}{picture}</tr>')
     described = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<table>{described}<thead><tr><th scope="col">Measure</th>{head}<th class="picture"></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    )
+    titles = f'<tr><th scope="col">Measure</th>{head}<td class="picture"></td></tr>'
+    return f"<table>{described}<thead>{titles}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _cell(entry: tuple[float, float, float], percent: bool, name: str) -> str:
     value, low, high = entry
-    interval = f"<small>{show(low, percent)} to {show(high, percent)}</small>" if math.isfinite(low) and math.isfinite(high) else ""
+    interval = f"<small>{span(low, high, percent)}</small>" if span(low, high) else ""
     return f'<td data-name="{escape(name)}" data-value="{value!r}">{show(value, percent)}{interval}</td>'
 
 
@@ -236,8 +233,8 @@ def _change(entries: Sequence[tuple[float, float, float]], percent: bool) -> str
     (old, old_low, old_high), (new, new_low, new_high) = entries
     clear = new_low > old_high or new_high < old_low
     change = new - old
-    text = show(change, percent).removesuffix(" %") + (" pts" if percent and math.isfinite(change) else "")
-    return f"<td{' class=clear' if clear else ''}>{'+' if change > 0 else ''}{text}</td>"
+    text = show(change, percent).replace("%", "pts")
+    return f'<td class="change{" clear" if clear else ""}">{"+" if change > 0 else ""}{text}</td>'
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------
@@ -252,24 +249,27 @@ def _curves(run: RunFiles) -> str:
         _plot(run, "Loss", {"loss": ""}, unit="loss of the objective"),
         _plot(run, "Pair accuracy", {"accuracy": ""}, unit="share of pairs in order", percent=True, line_at=0.5),
         _plot(run, "Reward margin", {"margin": ""}, unit="β · nats", line_at=0.0),
-        _plot(
-            run, "Drift of log-probability", {"logp_chosen": "chosen", "logp_rejected": "rejected"}, unit="nats per response", line_at=0.0
-        ),
-        _plot(run, "KL to the reference", {"kl": ""}, unit="nats per response", line_at=0.0),
+        _plot(run, "Drift of log-probability", {"logp_chosen": "chosen", "logp_rejected": "rejected"}, unit=NATS, line_at=0.0),
+        _plot(run, "KL to the reference", {"kl": ""}, unit=NATS, line_at=0.0),
         _plot(run, "Sample length", {"length": ""}, unit="tokens"),
     ]
     other = [name for name in recorded if name not in SHOWN_ABOVE]
-    more = [_plot(run, measure(n).label, {n: ""}, unit=measure(n).unit, percent=measure(n).percent, points=SMALL_POINTS) for n in other[:OTHERS]]
+    more = [
+        _plot(run, measure(name).label, {name: ""}, unit=measure(name).unit, percent=measure(name).percent, points=SMALL_POINTS)
+        for name in other[:OTHERS]
+    ]
     left = f'<p class="soft">{len(other) - OTHERS} further values are in metrics.jsonl.</p>' if len(other) > OTHERS else ""
     window = _window(len(run.steps))
-    how = f"Thin lines are single steps, thick lines their moving average over {window} steps; " if window > 1 else ""
-    drift = (
+    how = f"Thin lines are single steps, thick lines their moving average over {window} steps. " if window > 1 else ""
+    how += "Dots are held-out evaluations. " if run.evals else ""
+    how += (
         "Drift is log π − log π_ref, averaged over a batch: 0 is the reference, −1 means e times less likely."
-        if "logp_chosen" in recorded
-        else "This run kept no reference, so it has no drift of log-probabilities."
+        if {"logp_chosen", "logp_rejected"} & set(recorded)
+        else "No drift of log-probabilities was recorded: the method keeps no reference, or its rows are not ranked."
     )
-    appendix = f'<details><summary>Everything else that was recorded</summary><div class="charts">{"".join(more)}</div>{left}</details>' if more else ""
-    return f'<h2>Training</h2><p class="soft">{how}dots are held-out evaluations. {drift}</p><div class="charts">{"".join(main)}</div>{appendix}'
+    everything = f'<summary>Everything else that was recorded</summary><div class="charts">{"".join(more)}</div>{left}'
+    appendix = f"<details>{everything}</details>" if more else ""
+    return f'<h2>Training</h2><p class="soft">{how}</p><div class="charts">{"".join(main)}</div>{appendix}'
 
 
 def _window(steps: int) -> int:
@@ -281,28 +281,37 @@ def _recorded(run: RunFiles, name: str) -> bool:
 
 
 def _plot(
-    run: RunFiles, title: str, names: Mapping[str, str], *, unit: str, percent: bool = False, line_at: float | None = None, points: int = POINTS
+    run: RunFiles,
+    title: str,
+    names: Mapping[str, str],
+    *,
+    unit: str,
+    percent: bool = False,
+    line_at: float | None = None,
+    points: int = POINTS,
 ) -> str:
-    """One chart of one or two recorded values: single steps, their moving average, held-out evaluations; "" if nothing was recorded."""
+    """A chart of one or two recorded values: single steps, their moving average, held-out evaluations; "" if nothing was recorded."""
     series: list[Series] = []
-    for (name, label), colour in zip(names.items(), ("a", "b"), strict=False):
+    colours: tuple[Literal["a", "b"], ...] = ("a", "b")
+    for (name, label), colour in zip(names.items(), colours, strict=False):
         step = np.array([number(line.get("step")) for line in run.steps if name in line])
         value = np.array([number(line.get(name)) for line in run.steps if name in line])
         window = _window(len(value))
         if np.isfinite(value).any() and window > 1:
-            series.append(Series(label, *_lists(*thin(step, value, points)), colour, "faint"))  # type: ignore[arg-type]
+            series.append(Series(label, *_lists(*thin(step, value, points)), colour, "faint"))
         if np.isfinite(value).any():
             mean = smooth(value, window)
             every = max(1, len(mean) // (min(points, 500) if window > 1 else points))
-            series.append(Series(label or "training", *_lists(step[::every], mean[::every]), colour))  # type: ignore[arg-type]
+            series.append(Series(label or "training", *_lists(step[::every], mean[::every]), colour))
         held_out = [(number(line["step"]), number(line.get(name))) for line in run.evals if name in line]
         if any(math.isfinite(y) for _, y in held_out):
             label_held = f"{label}, held out" if label else "held out"
-            x, y = thin(*(np.array(column) for column in zip(*held_out, strict=True)), 200)
-            series.append(Series(label_held, *_lists(x, y), colour, "dots"))  # type: ignore[arg-type]
+            x, y = np.array(held_out).T
+            series.append(Series(label_held, *_lists(*thin(x, y, 200)), colour, "dots"))
     if not series:
         return ""
-    return chart("-".join(map(_slug, names)), title, series, unit=unit, percent=percent, line_at=line_at)
+    last = max(number(line.get("step")) for line in [*run.steps, *run.evals])
+    return chart("-".join(map(_slug, names)), title, series, steps=last, unit=unit, percent=percent, line_at=line_at)
 
 
 def _slug(name: str) -> str:
@@ -327,13 +336,14 @@ def _samples(run: RunFiles) -> str:
     scores = [[number(s.get(name)) for s in run.samples] for name in ("judge_before", "judge_after")]
     judged = [show(_mean(values)) for values in scores if np.isfinite(values).any()]
     mean = f" Mean judge score {judged[0]} before, {judged[1]} after." if len(judged) == 2 else ""
-    some = f"The first {len(shown)} of {len(run.samples):,} prompts." if len(run.samples) > len(shown) else f"All {len(shown)} sampled responses."
+    some = f"The first {len(shown)} of {len(run.samples):,} samples." if len(run.samples) > len(shown) else f"All {len(shown)} samples."
     return f'<h2>Samples, before and after</h2><p class="soft">{some}{mean}</p>{"".join(cards[:OPEN_SAMPLES])}{more}'
 
 
 def _sample(sample: Mapping[str, Any]) -> str:
     sides = "".join(
-        f"<div><h3>{when}{_judged(sample.get(f'judge_{when.lower()}'))}</h3>{_text(sample.get(when.lower()))}</div>" for when in ("Before", "After")
+        f"<div><h3>{when.capitalize()}{_judged(sample.get(f'judge_{when}'))}</h3>{_text(sample.get(when))}</div>"
+        for when in ("before", "after")
     )
     return f'<article class="sample"><div class="prompt">{_text(sample.get("prompt"))}</div><div class="pair">{sides}</div></article>'
 

@@ -25,7 +25,9 @@ class Measure:
 
 # In the order in which they are shown; the first ten make the headline table.
 MEASURES = {
-    "accuracy": Measure("Pair accuracy", "held-out pairs that the implicit reward orders as labelled; 50 % at the reference", "", 1, True),
+    "accuracy": Measure(
+        "Pair accuracy", "held-out pairs that the implicit reward orders as labelled; one half at the reference", "", 1, True
+    ),
     "judge": Measure("Judge score", "mean over sampled responses, on the judge's scale", "", 0),
     "winrate": Measure("Win rate", "samples that beat the reference's, both orders judged", "", 1, True),
     "kl": Measure("KL to the reference", "mean of log π − log π_ref over samples; may fall below 0 by chance", "nats per response"),
@@ -74,7 +76,9 @@ def read(folder: str | Path) -> RunFiles:
     """Read a run folder; config.json must be there, everything else may be missing."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise PreftuneError(f"{folder} has no config.json, needed a run folder as `preftune train` writes it; give the folder, not a file in it")
+        raise PreftuneError(
+            f"{folder} has no config.json, needed a run folder as `preftune train` writes it; give the folder, not a file in it"
+        )
     lines = _lines(folder / "metrics.jsonl")
     steps = {line["step"]: line for line in lines if set(line) - {"step", "epoch", "seconds", "eval"}}
     evals = {line["step"]: {"step": line["step"], **_values(line["eval"])} for line in lines if "eval" in line}
@@ -102,22 +106,39 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.splitlines() if line.strip()]
 
 
+def short_name(path: Any) -> str:
+    """The end of a path or hub name: what people call a model or a file."""
+    return str(path).rstrip("/\\").replace("\\", "/").rpartition("/")[2] or str(path)
+
+
 def number(value: Any) -> float:
     """A float; NaN for what is missing or no number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def show(value: Any, percent: bool = False) -> str:
-    """Three significant digits, a true minus sign; a dash for no number."""
+def show(value: Any, percent: bool = False, *, exact: bool = True) -> str:
+    """Three significant digits (a percentage: one decimal), a true minus sign, a dash for no number.
+
+    exact=False leaves trailing zeros away, as on the ticks of an axis.
+    """
     x = number(value)
     if math.isnan(x):
         return "–"
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
     if percent:
-        text = f"{100 * x:.1f} %"
-    elif x == 0 or 1e-3 <= abs(x) < 1000:
-        text = f"{x:.3g}"
+        text = f"{100 * x:.1f}\N{NO-BREAK SPACE}%"
+    elif x == 0 or not exact and 1e-3 <= abs(x) < 1000:
+        text = f"{x:g}"
+    elif 1e-3 <= abs(x) < 999.5:
+        text = f"{x:#.3g}".removesuffix(".")
     else:
-        text = f"{x:,.0f}" if 1000 <= abs(x) < 1e9 else f"{x:.2e}".replace("e-0", "e-").replace("e+0", "e")
+        text = f"{x:,.0f}" if 999.5 <= abs(x) < 1e9 else f"{x:.2e}".replace("e-0", "e-").replace("e+0", "e")
     return text.replace("-", "−")
+
+
+def span(low: float, high: float, percent: bool = False) -> str:
+    """An interval in the unit of its value: 0.57 to 0.646; "" where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"{show(low, percent)} to {show(high, percent)}".replace("\N{NO-BREAK SPACE}% to", " to")
