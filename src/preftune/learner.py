@@ -2,7 +2,7 @@
 
 Normalisation, said once: the gradient is that of sum(weight * row) / sum(count) over the GLOBAL batch. Micro-batches add
 up unnormalised gradients and the quotient is taken once at the end, so their number and sizes change nothing. Policies
-whose rows are independent problems (games) sum over problems instead: the quotient is multiplied by the number of rows.
+whose prompts are independent problems (games) sum over problems instead: the quotient is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class GradientLearner:
         scored, losses = self._backward(rows)
         row = torch.cat([loss.row.detach() for loss in losses])
         total = float(sum(len(loss.row) if loss.count is None else loss.count.sum() for loss in losses))
-        problems = len(rows) if self.policy.independent else 1
+        problems = len(set(rows.prompt)) if self.policy.independent else 1
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(problems / total)

@@ -70,3 +70,11 @@ def narrow(record: Record, columns: int | Literal["K"]) -> Record:
         prefer=record.prefer if columns == 2 else None,
         ranked=record.ranked and columns > 1,
     )
+
+
+def usable(data: Any, columns: int | Literal["K"]) -> tuple[Any, int]:
+    """The rows that an objective of so many columns can read, and how many were left out: imitation skips what is undesirable."""
+    if columns != 1 or not len(data) or data[0].desirable is None:
+        return data, 0
+    kept = [i for i in range(len(data)) if (data[i].desirable or [True])[0]]
+    return data.select(kept), len(data) - len(kept)

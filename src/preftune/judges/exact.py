@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..exact.games import validate
 from ..policies.tabular import TableResponses
-from ..types import Key, PreftuneError, Rows
+from ..types import Key, Rows
 
 
 class PreferenceTable:
@@ -14,12 +15,7 @@ class PreferenceTable:
 
     def __init__(self, probabilities: Tensor):
         table = torch.as_tensor(probabilities, dtype=torch.float64)
-        table = table[None] if table.ndim == 2 else table
-        if table.ndim != 3 or table.shape[1] != table.shape[2]:
-            raise PreftuneError(f"the preference table has shape {tuple(table.shape)}, needed [n, n] or [games, n, n]")
-        if not torch.allclose(table + table.mT, torch.ones_like(table), atol=1e-12):
-            raise PreftuneError("the preference table is not antisymmetric: needed P + P^T = 1; average both orders of the judge")
-        self.table = table
+        self.table = validate(table[None] if table.ndim == 2 else table, tolerance=1e-12)
 
     def prefer(self, rows: Rows, a: TableResponses, b: TableResponses, key: Key) -> Tensor:
         game = torch.tensor(list(rows.prompt))[:, None, None]

@@ -1,0 +1,576 @@
+"""The public functions: everything the command line does is one of these."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint, provenance, training
+from . import evaluation as measures
+from .learner import GradientLearner
+from .log import Log
+from .policies.tabular import TableResponses, TabularPolicy
+from .probe import probe
+from .reference import none
+from .registry import import_function, lookup, resolve_method, signature_of, split_settings
+from .training import TrainConfig
+from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of
+
+
+@dataclass
+class Run:
+    """A finished or interrupted run: the trained policy, where everything lies, and what was measured."""
+
+    policy: Policy = field(repr=False)
+    folder: Path
+    steps: int
+    stopped: str  #                                  "finished", "interrupted", or the rule that ended it
+    history: list[dict[str, Any]] = field(repr=False)
+    evaluation: dict[str, measures.Evaluation] = field(default_factory=dict, repr=False)  # before, after
+    counts: dict[str, int] = field(default_factory=dict)  # what encoding truncated or tokenised otherwise
+
+    @property
+    def model(self) -> Path:
+        """The model's folder, in the ecosystem's own format."""
+        return self.folder / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: the answer of a dry run. Nothing was written and no weight was changed."""
+
+    method: str
+    hyperparameters: dict[str, Any]
+    train: dict[str, Any]
+    notes: list[str]
+    rows: int
+    steps: int
+    parameters: int  #   trained
+    memory_gb: float  #  weights, gradients, optimiser and frozen copies; activations come on top
+    seconds: float  #    one micro-batch measured, times the run's; collecting and evaluating come on top
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(
+    model: Any,
+    method: str | Method | Callable[..., Method],
+    data: Any = None,
+    *,
+    test: Any = None,
+    judge: str | Judge | None = None,
+    out: str | Path | None = None,
+    load: Mapping[str, Any] | None = None,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+    samples: int = 3,
+    decoding: Mapping[str, Any] | None = None,
+    callbacks: Sequence[training.Callback] = (),
+    metrics: Sequence[Callable[[Policy, int], dict[str, float]]] = (),
+    progress: bool = True,
+    resume: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a model with a method on data.
+
+    model     a folder, hub id or GGUF file, or a Policy
+    method    a name (`preftune show` lists them), "pkg.module:function", a function that returns a Method, or a Method
+    data      a file, folder, hub id or mixture "a.jsonl:0.7,b.jsonl:0.3"; a Dataset; Rows; for tables None: the games
+    test      the same, held out; a number holds back that share of the data, split by prompt
+    judge     a name, "pkg.module:function", or a Judge: labels self-play and scores samples
+    load      how the model is loaded: train="full" | "lora" | "dora" | last k layers, dtype, device, quantize, ...
+    samples   texts drawn before and after training with `decoding`, for the report; 0 draws none
+    resume    go on from the last checkpoint in `out`
+    settings  hyperparameters of the method and fields of TrainConfig, by name
+
+    The run folder holds config.json, metrics.jsonl, checkpoints, model, evaluation.json, samples.jsonl and report.html.
+    """
+    composed, name, hyperparameters, config, notes = compose(method, settings)
+    folder = Path(out) if out else Path("runs") / f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not resume:
+        _fresh(folder)
+    judges = [] if judge is None else [resolve_judge(judge)]
+    if composed.collect_every != "run" and not judges:
+        raise PreftuneError(f"{name} compares responses with a judge, but none was given; pass judge=... or --judge NAME")
+    call = {"load": dict(load or {}), "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
+    policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
+    notes += extra
+    described = {
+        "method": name,
+        "hyperparameters": hyperparameters,
+        "train": dataclasses.asdict(config),
+        "model": _source(model),
+        "data": _source(data),
+        "test": _source(test),
+        "judge": judge if isinstance(judge, str) else None if judge is None else type(judge).__name__,
+        **call,
+        "formula": (getattr(composed.objective, "func", composed.objective).__doc__ or "").strip(),
+        "reference": getattr(policy, "reference_kind", "copy of the weights that train"),
+        "command": provenance.command(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "seed": config.seed,
+        "data_fingerprint": getattr(getattr(feed, "data", None), "fingerprint", None),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (folder / "config.json").write_text(json.dumps(described, indent=1, default=str), encoding="utf-8")
+    key = Key.of(config.seed)
+    reference = _reference(policy, composed)
+    total, _, _ = training.plan(composed, len(feed), config)
+    log = Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])
+    try:
+        for note in notes:
+            log.say(note)
+        _warm(policy, feed, log)
+        prompts = _prompts(held_out or feed, samples)
+        measure = lambda: _measure(  # noqa: E731
+            policy, reference, held_out, prompts, judges, config, hyperparameters, decoding, key.fold("samples")
+        )
+        before = measure()
+        outcome = training.run(
+            policy,
+            composed,
+            feed,
+            config,
+            folder,
+            log,
+            reference=reference,
+            judges=judges,
+            test=held_out,
+            callbacks=callbacks,
+            metrics=metrics,
+            identity={name: described[name] for name in ("method", "hyperparameters", "data_fingerprint")} | {"batch": config.batch},
+            resume=resume,
+        )
+        result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
+        if outcome.stopped != "interrupted":
+            after = measure()
+            result.evaluation = {"before": before[0], "after": after[0]}
+            _write(result, prompts, before[1], after[1], described)
+    finally:
+        log.close()
+    return result
+
+
+def resume(folder: str | Path, *, method: str | None = None, judge: Any = None, callbacks: Sequence[training.Callback] = (), progress: bool = True) -> Run:
+    """Go on with an interrupted run, with the settings in its config.json. A judge that is no name has to be given again."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise PreftuneError(f"{folder} has no config.json, needed the folder of a run; `preftune train --out` writes one")
+    made = json.loads(path.read_text(encoding="utf-8"))
+    if method is not None and method != made["method"]:
+        raise PreftuneError(f"{folder} was made with {made['method']}, not with {method}; resume without a method, or start a new run")
+    if made["model"] is None or made["data"] is None:
+        raise PreftuneError(f"{folder} was started from objects in Python, needed names of files; call preftune.train(..., out=..., resume=True)")
+    given = ("test", "load", "max_prompt", "max_response", "samples", "decoding")
+    return train(
+        made["model"],
+        made["method"],
+        made["data"],
+        judge=judge if judge is not None else made["judge"],
+        out=folder,
+        callbacks=callbacks,
+        progress=progress,
+        resume=True,
+        **{name: made[name] for name in given},
+        **made["hyperparameters"],
+        **made["train"],
+    )
+
+
+def plan(
+    model: Any,
+    method: str | Method | Callable[..., Method],
+    data: Any = None,
+    *,
+    load: Mapping[str, Any] | None = None,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+    test: Any = None,
+    **settings: Any,
+) -> Plan:
+    """Resolve and probe everything, load model and data, and estimate memory and time: a dry run."""
+    composed, name, hyperparameters, config, notes = compose(method, settings)
+    policy, feed, _, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
+    total, _, _ = training.plan(composed, len(feed), config)
+    trained = sum(p.numel() for p in policy.parameters())
+    size = sum(p.numel() * p.element_size() for p in policy.parameters())
+    module = getattr(getattr(policy, "network", None), "module", None)
+    weights = sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else size
+    copies = 2 * {"adamw": 1, "rmsprop": 0.5, "sgd": 0}[config.optimiser] + 1 + (needs_of(composed.objective).reference)
+    seconds = float("nan")
+    if composed.collect_every == "run":
+        roles = {"current": policy, "reference": policy.reference()}
+        learner = GradientLearner(policy, composed, roles, optimiser=config.optimiser, micro_batch=config.micro_batch)
+        rows = feed.rows(training.positions(Key.of(config.seed), len(feed), min(config.batch, config.micro_batch), 0))
+        rows = composed.collect(Context({**roles, "opponent": policy}, rows, key=Key.of(config.seed)))
+        started = time.monotonic()
+        learner._backward(rows)
+        learner.optimiser.zero_grad(set_to_none=True)
+        seconds = (time.monotonic() - started) * total * min(config.batch, len(feed)) / len(rows)
+    return Plan(name, hyperparameters, dataclasses.asdict(config), notes + extra, len(feed), total, trained, (weights + copies * size) / 1e9, seconds)
+
+
+def compose(method: Any, settings: Mapping[str, Any]) -> tuple[Method, str, dict[str, Any], TrainConfig, list[str]]:
+    """-> method, its name, its hyperparameters, the training configuration, notes; probed before any model is loaded."""
+    if isinstance(method, Method):
+        function, name = (lambda: method), "method"
+    elif callable(method):
+        function, name = method, getattr(method, "__name__", "method")
+    else:
+        function, name = resolve_method(method), method
+    hyperparameters, given = split_settings(function, TrainConfig, settings)
+    composed = function(**hyperparameters)
+    if not isinstance(composed, Method):
+        raise PreftuneError(f"{name} returned {type(composed).__name__}, needed a Method; see CONTRIBUTING.md for a worked example")
+    defaults = {key: setting.default for key, setting in signature_of(function).items()}
+    recommended = {key: value for key, value in composed.recipe.items() if key not in given}
+    notes = list(composed.notes)
+    if recommended:
+        notes.append(f"{name} recommends " + ", ".join(f"{key} = {value}" for key, value in recommended.items()))
+    probe(composed)
+    return composed, name, {**defaults, **hyperparameters}, TrainConfig(**{**recommended, **given}), notes
+
+
+def resolve_judge(judge: Any) -> Judge:
+    """A judge by name or place (a function without arguments that returns one), or as it is."""
+    if not isinstance(judge, str):
+        return judge  # type: ignore[no-any-return]
+    from .judges import JUDGES
+
+    place = judge if ":" in judge else lookup(judge, JUDGES, "judge")
+    return import_function(place, "a function that returns a judge")()  # type: ignore[no-any-return]
+
+
+def load_data(spec: Any, **options: Any) -> Any:
+    """A data set by name; what is loaded already comes back as it is. docs/data.md has the files and columns."""
+    from .data.files import load
+
+    return load(spec, **options) if isinstance(spec, str | Path) else spec
+
+
+def load_policy(model: Any, **options: Any) -> Any:
+    """A language model by folder, hub id or GGUF file; a policy comes back as it is."""
+    if not isinstance(model, str | Path):
+        if options:
+            raise PreftuneError(f"load options {options} were given for a model that is loaded already; give its folder, or no options")
+        return model
+    from .policies.text.model import load
+
+    return load(str(model), **options)
+
+
+def _open(
+    method: Method, model: Any, data: Any, test: Any, seed: int, load: Mapping[str, Any] | None, max_prompt: int | None, max_response: int | None
+) -> tuple[Any, Any, Any, list[str]]:
+    """-> policy, feed, held-out feed or None, notes. Data are read and checked before the model, which takes longer."""
+    needs = needs_of(method.objective)
+    columns = needs.columns if method.collect_every == "run" else 0
+    if isinstance(model, TabularPolicy):
+        return model, training.RowsFeed(model.rows() if data is None else data), None if test is None else training.RowsFeed(test), []
+    if data is None:
+        raise PreftuneError("no data were given, needed a file, folder or hub id; pass data=... or --data FILE")
+    from .data.feed import TextFeed, usable
+
+    data = load_data(data)
+    share = _share(test)
+    data, test = data.split(share, seed) if share is not None else (data, None if test is None else load_data(test))
+    notes = []
+    data, dropped = usable(data, columns)
+    if dropped:
+        notes.append(f"{dropped} undesirable responses are left out: {getattr(method.objective, '__name__', 'this method')} imitates what it reads")
+    torch.manual_seed(seed)  # a fresh adapter is the one thing that is drawn before the first step
+    policy = load_policy(model, **(load or {}))
+    feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
+    held_out = None if test is None else TextFeed(test, policy.tokenizer, needs.columns if columns else 0, max_prompt, max_response)
+    if columns:
+        first = feed.rows(range(min(2, len(feed))))
+        notes += [] if "desirable" in needs.labels else training.check_labels(method, first)
+    return policy, feed, held_out, notes
+
+
+def _share(test: Any) -> float | None:
+    """A number in (0, 1) is a share to hold back; anything else names data."""
+    if not isinstance(test, str | float | int) or not str(test).replace(".", "", 1).isdigit() or Path(str(test)).exists():
+        return None
+    if not 0 < float(test) < 1:
+        raise PreftuneError(f"test is {test}, needed a share between 0 and 1, or data; for instance test=0.1")
+    return float(test)
+
+
+def _source(value: Any) -> str | None:
+    """The name under which model or data can be opened again; files by their full path."""
+    if not isinstance(value, str | Path | float):
+        return None
+    return str(Path(value).resolve()) if not isinstance(value, float) and Path(value).exists() else str(value)
+
+
+def _fresh(folder: Path) -> None:
+    if (folder / "config.json").exists():
+        raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
+    checkpoint.check_room(folder, 0)
+
+
+def _reference(policy: Any, method: Method) -> Any:
+    """The frozen start; for a language model on given data its log-probs are kept on disk. None where the method has none."""
+    if method.reference is none:
+        return None
+    reference = policy.reference()
+    if isinstance(policy, TabularPolicy) or method.collect_every != "run":
+        return reference
+    from .policies.text.cache import CachedReference
+
+    return CachedReference(reference)
+
+
+def _warm(policy: Any, feed: Any, log: Log, limit: int = 20_000) -> None:
+    """Run frozen layers once over data that fit in memory, in the order of the data: a resumed run then sees the same bits."""
+    if not hasattr(policy, "warm") or not hasattr(feed, "data") or len(feed) > limit or feed.columns == 0:
+        return
+    for start in range(0, len(feed), 32):
+        if not policy.warm(feed.rows(range(start, min(start + 32, len(feed))))):
+            return
+        if (start // 32) % 8 == 7:
+            log.say(f"frozen layers: {start + 32} of {len(feed)} rows")
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def _prompts(feed: Any, samples: int) -> Rows | None:
+    """Rows to sample for: `samples` of them, ids of their own, so that a prompt that comes twice is answered twice."""
+    if not samples or not hasattr(feed, "data"):
+        return None
+    rows = feed.rows([i % len(feed) for i in range(min(samples, 4 * len(feed)))])
+    return Rows(id=tuple(f"{row}#{i}" for i, row in enumerate(rows.id)), prompt=rows.prompt)
+
+
+def _measure(
+    policy: Any,
+    reference: Any,
+    held_out: Any,
+    prompts: Rows | None,
+    judges: Sequence[Judge],
+    config: TrainConfig,
+    hyperparameters: Mapping[str, Any],
+    decoding: Mapping[str, Any] | None,
+    key: Key,
+) -> tuple[measures.Evaluation, measures.Drawn | None]:
+    """Held-out pairs and fresh samples, with intervals."""
+    found: measures.Evaluation = {}
+    if held_out is not None and held_out.columns == 2:
+        n = min(config.eval_rows, len(held_out))
+        batches = (held_out.rows(range(at, min(at + config.micro_batch, n))) for at in range(0, n, config.micro_batch))
+        found |= measures.held_out(policy, reference, batches, beta=hyperparameters.get("beta", hyperparameters.get("tau", 0.1)), seed=key.seed)
+    drawn = None
+    if prompts is not None:
+        judge = judges[0] if judges else None
+        drawn = measures.draw(policy, prompts, 1, key, judge=judge if hasattr(judge, "score") else None, decoding=decoding)
+        found |= measures.on_samples(policy, drawn, reference=reference, key=key)
+    return found, drawn
+
+
+def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: Mapping[str, Any]) -> None:
+    """Model, model card, evaluation, samples and page of a finished run."""
+    from .report.card import model_card
+    from .report.page import write as write_page
+
+    (run.folder / "evaluation.json").write_text(json.dumps(run.evaluation, indent=1), encoding="utf-8")
+    if prompts is not None:
+        texts = [run.policy.tokenizer.decode(list(p), skip_special_tokens=True) for p in prompts.prompt]  # type: ignore[attr-defined]
+        lines = measures.sample_lines(texts, before, after)
+        (run.folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    if isinstance(run.policy, TabularPolicy):
+        run.model.mkdir(exist_ok=True)
+        (run.model / "policy.json").write_text(json.dumps(run.policy.probabilities().tolist()), encoding="utf-8")
+    else:
+        from .policies.text.model import save
+
+        save(run.policy, run.model, model_card(run.folder, described["model"]))
+    write_page(run.folder)
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    *,
+    against: Any = None,
+    judge: str | Judge | None = None,
+    load: Mapping[str, Any] | None = None,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+    rows: int | None = None,
+    samples: int = 0,
+    decoding: Mapping[str, Any] | None = None,
+    beta: float = 0.1,
+    seed: int = 0,
+    batch: int = 8,
+) -> dict[str, Any]:
+    """Held-out pairs: accuracy raw and relative to `against`, margin, calibration, drift, KL, length; with a judge the win
+    rate of `samples` samples in both orders. Every number is {"value", "low", "high"}, a bootstrap interval by prompt.
+    """
+    data = load_data(data)
+    policy = load_policy(model, **(load or {}))
+    other = load_policy(against, **(load or {})) if against is not None else None
+    from .data.feed import TextFeed
+
+    columns = 2 if len(data[0].responses) > 1 else 0
+    if not columns and not samples:
+        raise PreftuneError("the data have no pairs to evaluate on, needed chosen and rejected responses; or ask for samples=... with a judge")
+    feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
+    n = min(rows or len(feed), len(feed))
+    key = Key.of(seed)
+    found: measures.Evaluation = {}
+    if columns:
+        batches = (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch))
+        found |= measures.held_out(policy, other, batches, beta=beta, seed=seed)
+    prompts = _prompts(feed, samples)
+    if prompts is not None:
+        asked = resolve_judge(judge) if judge is not None else None
+        drawn = measures.draw(policy, prompts, 1, key.fold("policy"), judge=asked if hasattr(asked, "score") else None, decoding=decoding)
+        rival = measures.draw(other, prompts, 1, key.fold("against"), decoding=decoding) if other is not None and asked else None
+        found |= measures.on_samples(policy, drawn, reference=other, against=rival, judge=asked, key=key)
+    return found
+
+
+def generate(
+    model: Any, prompts: Sequence[Any], *, n: int = 1, seed: int = 0, load: Mapping[str, Any] | None = None, **decoding: Any
+) -> list[list[str]]:
+    """n answers to each prompt (a string or chat messages): [prompts][n]. decoding: temperature, top_p, top_k, max_new_tokens."""
+    policy = load_policy(model, **(load or {}))
+    from .data.columns import Record
+
+    records = [Record(id=str(i), prompt=prompt, responses=[]) for i, prompt in enumerate(prompts)]
+    rows, _ = policy.encode(records)
+    return policy.sample(rows, n, Key.of(seed), **decoding).show()  # type: ignore[no-any-return]
+
+
+def merge(adapter: str | Path, out: str | Path) -> Path:
+    """An adapter merged into its base model, as an ordinary model folder."""
+    from .policies.text.model import merge_adapter
+
+    return merge_adapter(adapter, out)
+
+
+def report(folder: str | Path) -> Path:
+    """Write the page of a run again."""
+    from .report.page import write
+
+    return write(Path(folder))
+
+
+# --- exact games ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Play:
+    """A method on an exact game: the gap to the equilibrium after every step, and where it ended."""
+
+    method: str
+    game: str
+    beta: float
+    eta: float
+    gap: list[float] = field(repr=False)  #   regularised duality gap, step 0 first; nan for methods that play no game
+    gap0: list[float] = field(repr=False)  #  duality gap without regulariser
+    policy: list[float] = field(repr=False)
+    equilibrium: list[float] = field(repr=False)  # of the regularised game
+
+    @property
+    def steps(self) -> int:
+        return len(self.gap) - 1
+
+    @property
+    def arrived(self) -> int | None:
+        """The step after which the gap stays below 1e-6; None where it does not."""
+        above = [step for step, gap in enumerate(self.gap) if not gap < 1e-6]
+        return None if above and above[-1] == self.steps else (above[-1] + 1 if above else 0)
+
+
+def play(
+    method: str | Callable[..., Method],
+    *,
+    game: str | torch.Tensor = "rps",
+    beta: float | None = None,
+    eta: float = 1.0,
+    steps: int = 1000,
+    seed: int = 0,
+    uniform_reference: bool = False,
+    exact: bool = True,
+    **settings: Any,
+) -> Play:
+    """Run a method on a table of win probabilities with plain gradient steps of size eta (lr = eta beta n / 4).
+
+    game      a name (exact.games.GAMES) or a matrix P [n, n] with P + P^T = 1
+    beta      the pull to the reference, whatever the method calls it (beta or tau); default: the method's own
+    eta       the step of mirror descent that a gradient step with uniform pairs equals
+    exact     enumerate all responses; False draws them, as on text
+    settings  the method's other hyperparameters
+
+    Offline methods see every pair of responses with its win probability as a soft label.
+    """
+    from .exact.games import game as named_game
+    from .exact.games import reference_logits, validate
+    from .exact.nash import duality_gap, regularised_gap, regularised_nash
+    from .judges.exact import PreferenceTable
+
+    function = resolve_method(method) if isinstance(method, str) else method
+    pull = next((name for name in ("beta", "tau") if name in signature_of(function)), None)
+    if pull is None:
+        raise PreftuneError(f"{method} has no pull to a reference (beta or tau), so it has no regularised game to play")
+    if beta is not None:
+        settings = {**settings, pull: beta}
+    composed, name, hyperparameters, _, _ = compose(method, settings)
+    beta = float(hyperparameters[pull])
+    P = named_game(game) if isinstance(game, str) else validate(torch.as_tensor(game, dtype=torch.float64))
+    n = len(P)
+    mu = reference_logits(n, uniform=uniform_reference)
+    policy = TabularPolicy(mu, exact=exact)
+    learner = GradientLearner(
+        policy, composed, {"current": policy, "reference": policy.reference()}, optimiser="sgd", lr=eta * beta * n / 4, clip=0.0
+    )
+    judges, key = (PreferenceTable(P),), Key.of(seed)
+    feed = policy.rows() if composed.collect_every == "step" else _all_pairs(P)
+    gaps, gaps0 = [], []
+    for step in range(steps + 1):
+        log_p = policy.logits.detach()[0].log_softmax(0)
+        gaps.append(float(regularised_gap(P, log_p, mu, beta)))
+        gaps0.append(float(duality_gap(P, log_p.exp())))
+        if step < steps:
+            draws = iter(range(2))
+            composed.update(
+                learner,
+                lambda opponent: composed.collect(
+                    Context({**learner.roles, "opponent": opponent}, feed, judges, step=step, key=key.fold(step, next(draws)))
+                ),
+            )
+            if composed.reference_every != "round" and (step + 1) % composed.reference_every == 0:
+                learner.roles = dict(composed.reference(learner.roles))
+    equilibrium = regularised_nash(P, mu, beta).softmax(-1)
+    title = game if isinstance(game, str) else f"{n} responses"
+    return Play(name, title, beta, eta, gaps, gaps0, policy.probabilities()[0].tolist(), equilibrium.tolist())
+
+
+def _all_pairs(P: torch.Tensor) -> Rows:
+    """Every pair of responses, the likelier winner first, with its win probability as the label."""
+    pairs = [(i, j) if P[i, j] >= 0.5 else (j, i) for i in range(len(P)) for j in range(i)]
+    return Rows(
+        id=tuple(f"{i} over {j}" for i, j in pairs),
+        prompt=(0,) * len(pairs),
+        response=TableResponses(torch.tensor(pairs)),
+        ranked=True,
+        prefer=torch.stack([P[i, j] for i, j in pairs]),
+    )
