@@ -135,7 +135,6 @@ def train(
     try:
         for note in notes:
             log.say(note)
-        _warm(policy, feed, log)
         prompts = _prompts(held_out or feed, samples)
         measure = lambda: _measure(  # noqa: E731
             policy, reference, held_out, prompts, judges, config, hyperparameters, decoding, key.fold("samples")
@@ -335,17 +334,6 @@ def _reference(policy: Any, method: Method) -> Any:
     from .policies.text.cache import CachedReference
 
     return CachedReference(reference)
-
-
-def _warm(policy: Any, feed: Any, log: Log, limit: int = 20_000) -> None:
-    """Run frozen layers once over data that fit in memory, in the order of the data: a resumed run then sees the same bits."""
-    if not hasattr(policy, "warm") or not hasattr(feed, "data") or len(feed) > limit or feed.columns == 0:
-        return
-    for start in range(0, len(feed), 32):
-        if not policy.warm(feed.rows(range(start, min(start + 32, len(feed))))):
-            return
-        if (start // 32) % 8 == 7:
-            log.say(f"frozen layers: {start + 32} of {len(feed)} rows")
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------

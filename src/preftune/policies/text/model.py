@@ -132,6 +132,10 @@ class TextPolicy:
 
     # --- beyond the protocol ----------------------------------------------------------------------------------------
 
+    def unpack(self, packed: dict[str, Tensor]) -> TextResponses:
+        """Responses from what their `pack` gave."""
+        return TextResponses.unpack(packed, self.tokenizer)
+
     def encode(self, records: Sequence[Any], *, max_prompt: int | None = None, max_response: int | None = None) -> tuple[Rows, Counts]:
         """`tokens.encode` with this policy's tokenizer."""
         return encode(records, self.tokenizer, max_prompt=max_prompt, max_response=max_response)
