@@ -295,7 +295,7 @@ def _open(
     torch.manual_seed(seed)  # a fresh adapter is the one thing that is drawn before the first step
     policy = load_policy(model, **(load or {}))
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
-    held_out = None if test is None else TextFeed(test, policy.tokenizer, needs.columns if columns else 0, max_prompt, max_response)
+    held_out = None if test is None else TextFeed(test, policy.tokenizer, columns, max_prompt, max_response)
     if columns:
         first = feed.rows(range(min(2, len(feed))))
         notes += [] if "desirable" in needs.labels else training.check_labels(method, first)
@@ -325,8 +325,12 @@ def _fresh(folder: Path) -> None:
 
 
 def _reference(policy: Any, method: Method) -> Any:
-    """The frozen start; for a language model on given data its log-probs are kept on disk. None where the method has none."""
-    if method.reference is none:
+    """The frozen start; for a language model on given data its log-probs are kept on disk.
+
+    A method without reference gets one for the measurements alone where that costs little: when few of the weights train.
+    """
+    trained, network = sum(p.numel() for p in policy.parameters()), getattr(policy, "network", None)
+    if method.reference is none and (network is None or 4 * trained > sum(p.numel() for p in network.module.parameters())):
         return None
     reference = policy.reference()
     if isinstance(policy, TabularPolicy) or method.collect_every != "run":
@@ -360,9 +364,10 @@ def _measure(
 ) -> tuple[measures.Evaluation, measures.Drawn | None]:
     """Held-out pairs and fresh samples, with intervals."""
     found: measures.Evaluation = {}
-    if held_out is not None and held_out.columns == 2:
-        n = min(config.eval_rows, len(held_out))
-        batches = (held_out.rows(range(at, min(at + config.micro_batch, n))) for at in range(0, n, config.micro_batch))
+    if held_out is not None and hasattr(held_out, "data") and len(held_out.data[0].responses) > 1:
+        pairs = dataclasses.replace(held_out, columns=2)
+        n = min(config.eval_rows, len(pairs))
+        batches = (pairs.rows(range(at, min(at + config.micro_batch, n))) for at in range(0, n, config.micro_batch))
         found |= measures.held_out(policy, reference, batches, beta=hyperparameters.get("beta", hyperparameters.get("tau", 0.1)), seed=key.seed)
     drawn = None
     if prompts is not None:
