@@ -107,8 +107,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def short_name(path: Any) -> str:
-    """The end of a path or hub name: what people call a model or a file."""
-    return str(path).rstrip("/\\").replace("\\", "/").rpartition("/")[2] or str(path)
+    """What people call a model or a file: the end of its path or hub name, of each part of a mixture."""
+    parts = path if isinstance(path, list | tuple) else str(path).split(",")
+    return ", ".join(str(part).strip().rstrip("/\\").replace("\\", "/").rpartition("/")[2] for part in parts)
 
 
 def number(value: Any) -> float:
