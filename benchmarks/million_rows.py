@@ -18,9 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-WORDS = (
-    "the a of to in is it that was for on are with as his they at be this from or had by not but what all were when we there can".split()
-)
+WORDS = [f"word{i}" for i in range(0, 640, 10)]
 
 
 def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
@@ -37,8 +35,8 @@ def write(path: Path, count: int) -> None:
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows(count))
         return
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     schema = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "chosen", "rejected")])
     made = rows(count)

@@ -17,6 +17,7 @@ from .columns import Record
 from .files import BATCH, Dataset
 
 EDGES = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]  # of the length histograms
+CHANCE = 20  # characters; shorter responses may coincide by chance and are no leakage
 CROWD = 2000  # different responses of one prompt beyond which its triples are not searched
 
 
@@ -54,7 +55,7 @@ class Report:
     mean_prefer: float | None  #            mean probability of the better response
     lengths: dict[str, Lengths]  #          "prompt characters", "response tokens", ...
     truncated: dict[str, float] | None  #   share of prompts and of responses that would be cut, with a tokenizer and a limit
-    leakage: dict[str, int] | None  #       rows of test whose prompt, whose response is in this data set too
+    leakage: dict[str, int] | None  #       rows of test whose prompt, whose response (20 characters or more) is here too
     triples: int  #                         response triples of a prompt with all three comparisons
     intransitive: int  #                    those that run in a circle
     not_searched: int  #                    prompts with too many responses to search for circles
@@ -108,11 +109,8 @@ class Report:
         dropped = self.counts.get("dropped", {})
         lines.append(("rows", f"{self.rows} here; {self.counts.get('read', 0)} read, {self.counts.get('kept', 0)} kept"))
         lines += [("dropped", f"{reason}: {rows}") for reason, rows in dropped.items()] or [("dropped", "none")]
-        lines += [
-            (name, str(self.counts[key]))
-            for name, key in (("pairs swapped", "swapped"), ("left out by shares", "left_out"))
-            if self.counts.get(key)
-        ]
+        others = (("pairs swapped", "swapped"), ("left out by shares", "left_out"))
+        lines += [(name, str(self.counts[key])) for name, key in others if self.counts.get(key)]
         lines.append(("prompts", f"{self.prompts} different"))
         lines.append(("responses", ", ".join(f"{k} in {rows} rows" for k, rows in self.responses.items())))
         lines.append(("labels", ", ".join(f"{name} {rows}" for name, rows in self.labels.items() if rows) or "none"))
@@ -191,8 +189,8 @@ def comparisons(record: Record) -> Iterator[tuple[str, str]]:
                     yield record.responses[i], record.responses[j]
 
 
-def circles(dataset: Dataset) -> tuple[int, int, int]:
-    """(triples with all three comparisons, those that run in a circle, prompts not searched), over prompts that repeat.
+def circles(dataset: Dataset, least: int) -> tuple[int, int, int]:
+    """(triples with all three comparisons, those that run in a circle, prompts not searched), over prompts with `least` rows or more.
 
     For the matrix W of majority wins, trace(W^3) / 3 circles; with both directions in it, trace / 6 triples.
     """
@@ -200,7 +198,7 @@ def circles(dataset: Dataset) -> tuple[int, int, int]:
     order = np.argsort(group, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)])
     triples = circular = skipped = 0
-    for g in np.flatnonzero(sizes > 2).tolist():
+    for g in np.flatnonzero(sizes >= least).tolist():
         net: Counter[tuple[str, str]] = Counter()
         for record in dataset.records(np.sort(order[starts[g] : starts[g + 1]]).tolist()):
             for winner, loser in comparisons(record):
@@ -239,7 +237,8 @@ def check(
     widths: Counter[int] = Counter()
     sizes: dict[str, list[np.ndarray]] = {}
     sums: Counter[str] = Counter()
-    answers, same = set(), bytearray()
+    answers: set[bytes] = set()
+    same = bytearray()
     for records in batches(dataset):
         measured = {
             "prompt characters": [len(prompt_text(record)) for record in records],
@@ -254,10 +253,10 @@ def check(
             widths[len(record.responses)] += 1
             same += hash8(json.dumps([record.prompt, record.system, sorted(record.responses)]))
             if test is not None:
-                answers.update(map(hash8, record.responses))
+                answers.update(hash8(answer) for answer in record.responses if len(answer) >= CHANCE)
             tally(record, counts, sums)
     identical = np.frombuffer(bytes(same), "<u8")
-    triples, circular, skipped = circles(dataset)
+    triples, circular, skipped = circles(dataset, least=2 if max(widths) > 2 else 3)  # two pairs make no triple
     return Report(
         files=dataset.formats,
         columns={source.table.name: dict(source.columns) for source in dataset.sources},
@@ -322,6 +321,6 @@ def truncated(sizes: Mapping[str, Sequence[np.ndarray]], limits: Mapping[str, in
 
 
 def leakage(dataset: Dataset, answers: set[bytes], test: Dataset) -> dict[str, int]:
-    """Rows of `test` that share their prompt, or a response, with `dataset`."""
+    """Rows of `test` that share their prompt, or a response of some length, with `dataset`."""
     shared = sum(any(hash8(answer) in answers for answer in record.responses) for records in batches(test) for record in records)
     return {"prompts": int(np.isin(test.prompt, dataset.prompt).sum()), "responses": shared}
