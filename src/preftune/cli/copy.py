@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..types import PreftuneError
+from .options import Json
 from .output import print_json
 
 
@@ -18,7 +19,7 @@ def copy(
     method: Annotated[str, typer.Argument(help="A method's name.")],
     file: Annotated[Path, typer.Argument(help="Where to write it, for instance my_dpo.py.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a method's source to a file of your own, which `preftune train FILE:function` runs."""
     from ..registry import resolve_method

@@ -9,11 +9,10 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from .. import __version__
+from .options import Json
 from .output import print_json, print_table
 
 OPTIONAL = {  # package -> what it is for, how to get it
@@ -28,7 +27,7 @@ OPTIONAL = {  # package -> what it is for, how to get it
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """Say what is installed, which devices there are, and what is missing for what."""
     facts = examine()
     if json:

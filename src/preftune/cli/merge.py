@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .options import Json
 from .output import print_json
 
 
@@ -14,7 +15,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder, for instance runs/mine/model.")],
     out: Annotated[Path, typer.Argument(help="Where the full model goes; replaced if it exists.")],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Merge an adapter into its base model: an ordinary model folder that needs no peft."""
     from ..policies.text import merge_adapter

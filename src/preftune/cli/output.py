@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ..types import PreftuneError
-
-EXAMPLE = {"--set": "beta=0.1", "--load": "train=lora"}
 
 
 def parts(message: str) -> dict[str, str]:
     """An error's three parts: what was found, what was needed, what to do. A part that the message lacks is left out."""
-    found, _, todo = message.partition("; ")
-    found, _, needed = found.partition(", needed ")
-    return {name: text for name, text in (("found", found), ("needed", needed), ("do", todo)) if text}
+    found, *rest = re.split(r"; |, (?=needed )", message)
+    needed = [clause.removeprefix("needed ") for clause in rest if clause.startswith("needed ")]
+    todo = [clause for clause in rest if not clause.startswith("needed ")]
+    return {name: "; ".join(text) for name, text in (("found", [found]), ("needed", needed), ("do", todo)) if text}
 
 
 def complain(message: str) -> None:
@@ -69,20 +67,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 
 def curve(values: Sequence[float], *, width: int = 72, height: int = 12) -> str:
-    """A curve of positive values on a logarithmic axis, drawn with characters; every column shows its last value."""
-    floor = min((v for v in values if v > 0), default=1e-12)
-    logs = [math.log10(max(v, floor)) for v in values]
+    """A curve of positive values on a logarithmic axis, drawn with characters; a column spans the lowest and highest of its values."""
+    known = [v for v in values if v > 0]
+    floor = min(known, default=1e-16)
+    logs = [math.log10(v) if v > 0 else math.log10(floor) for v in values]
     width = min(width, len(logs))
-    ends = [round((i + 1) * len(logs) / width) - 1 for i in range(width)]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     high = max(high, low + 1)
-    level = [round((logs[end] - low) / (high - low) * (height - 1)) for end in ends]
+    level = [round((x - low) / (high - low) * (height - 1)) for x in logs]
+    columns = [level[i * len(level) // width : (i + 1) * len(level) // width] for i in range(width)]
     lines = []
     for row in reversed(range(height)):
-        exponent = low + (high - low) * row / (height - 1)
-        label = f"{10**exponent:8.0e}" if row in (0, height - 1) else " " * 8
-        lines.append(f"{label} |" + "".join("*" if y == row else " " for y in level).rstrip())
-    return "\n".join([*lines, " " * 9 + "+" + "-" * width, " " * 10 + f"1{len(values):>{max(width - 1, 1)}}"])
+        label = {0: f"1e{low}", height - 1: f"1e{high}"}.get(row, "")
+        lines.append(f"{label:>7} |" + "".join("*" if min(column) <= row <= max(column) else " " for column in columns).rstrip())
+    return "\n".join([*lines, " " * 8 + "+" + "-" * width, f"{'':9}0{len(values) - 1:>{max(width - 1, 1)}}"])
 
 
 def print_measures(evaluation: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
@@ -99,16 +97,3 @@ def _interval(measure: Mapping[str, float | None] | None) -> str:
         return ""
     low, high = measure.get("low"), measure.get("high")
     return number(measure["value"]) + ("" if low is None or high is None else f"  [{low:.3g}, {high:.3g}]")
-
-
-def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
-    """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}; a name given twice is refused."""
-    found: dict[str, str] = {}
-    for text in settings:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not name.isidentifier():
-            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {option} {EXAMPLE[option]}")
-        if name in found:
-            raise PreftuneError(f"{option} {name} was given twice, as {found[name]} and {value}, needed one value; leave one out")
-        found[name] = value
-    return found

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from ..types import PreftuneError
+from .options import Json
 from .output import print_json
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Write report.html for a run, also for one that was broken off."""
     if not run.is_dir():

@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from ..types import Method, PreftuneError
-from .output import number, pairs, print_json, print_table
+from .options import Json, Set, pairs
+from .output import number, print_json, print_table
 
 
 def show(
     method: Annotated[str | None, typer.Argument(help="A method's name, or package.module:function; without it the list of all.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="name=value of a hyperparameter; may be repeated.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    setting: Set = None,
+    json: Json = False,
 ) -> None:
     """Describe a method: formula, source, hyperparameters, what it needs, its relatives."""
     if method is None:

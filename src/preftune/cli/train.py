@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..types import PreftuneError
-from .output import number, pairs, print_json, print_measures, print_table
+from .options import Json, Load, Set, loading, pairs, refuse
+from .output import number, print_json, print_measures, print_table
 
 OPTIONS = ("method", "model", "data", "test", "judge", "out", "load", "decoding", "max_prompt", "max_response", "samples")
 PYTHON_ONLY = ("callbacks", "metrics", "progress", "resume", "dry_run")  # arguments of preftune.train that no file sets
@@ -22,22 +22,18 @@ def train(
     test: Annotated[str | None, typer.Option(help="Held-out data of the same kinds, or a share such as 0.1 to hold back.")] = None,
     judge: Annotated[str | None, typer.Option(help="A judge's name or package.module:function.")] = None,
     out: Annotated[str | None, typer.Option(help="The run's folder; runs/METHOD-TIME if left out.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value: a hyperparameter of the method or a training setting; may be repeated.")
-    ] = None,
-    load: Annotated[
-        list[str] | None, typer.Option("--load", help="name=value: how the model is loaded, for instance train=lora; may be repeated.")
-    ] = None,
+    setting: Set = None,
+    load: Load = None,
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens; longer ones are cut and counted.")] = None,
     max_response: Annotated[int | None, typer.Option(help="Longest response in tokens; longer ones are cut and counted.")] = None,
     samples: Annotated[int | None, typer.Option(help="Texts drawn before and after, for the report; 0 draws none.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file with the same names; the command line wins.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run, from its folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate memory and time, train nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a model with a method on data. The result is an ordinary model folder, and a report."""
-    given = {
+    given: dict[str, Any] = {
         "method": method,
         "model": model,
         "data": data,
@@ -50,23 +46,27 @@ def train(
         "load": pairs(load or [], "--load"),
     }
     settings = pairs(setting or [])
-    _refuse(settings, (*OPTIONS, *PYTHON_ONLY), "--set")
+    refuse(settings, (*OPTIONS, *PYTHON_ONLY), "--set")
     request = {name: value for name, value in {**given, **settings}.items() if value not in (None, {})}
     if resume is not None:
-        _only(request, resume)
+        changed = [name for name in request if name not in ("method", "judge")]
+        if changed:
+            raise PreftuneError(
+                f"--resume {resume} was given with {', '.join(changed)}, but a resumed run keeps its settings; "
+                "leave them out, or start a new run"
+            )
         from ..api import resume as go_on
 
-        _tell(go_on(resume, **request, progress=not json), json)
+        _tell(go_on(resume, method=method, judge=judge, progress=not json), json)
         return
-    asked = {**(read_yaml(config) if config else {}), **request}
-    for name, example in (("method", "dpo"), ("model", "--model FOLDER"), ("data", "--data pairs.jsonl")):
+    written = read_yaml(config) if config else {}
+    asked: dict[str, Any] = {**written, **request, "load": loading({**written.get("load", {}), **given["load"]})}
+    for name in ("method", "model", "data"):
         if name not in asked:
-            raise PreftuneError(
-                f"no {name} was given, needed one; for instance preftune train dpo --model FOLDER --data pairs.jsonl ({example})"
-            )
+            raise PreftuneError(f"no {name} was given, needed one; for instance preftune train dpo --model FOLDER --data pairs.jsonl")
     from ..api import train as run
 
-    result = run(asked.pop("model"), asked.pop("method"), asked.pop("data"), **_loading(asked), progress=not json, dry_run=dry_run)
+    result = run(asked.pop("model"), asked.pop("method"), asked.pop("data"), **asked, progress=not json, dry_run=dry_run)
     if dry_run:
         _tell_plan(result, json)
     else:
@@ -85,38 +85,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise PreftuneError(f"{path} is not YAML: {' '.join(str(error).split())}, needed lines `name: value`; correct that line") from error
     if not isinstance(found, dict):
         raise PreftuneError(f"{path} holds {type(found).__name__}, needed lines `name: value`; see docs/cli.md for an example")
-    _refuse(found, PYTHON_ONLY, str(path))
+    if not isinstance(found.get("load", {}), dict):
+        raise PreftuneError(f"{path} has load: {found['load']!r}, needed names and values below it; for instance load: {{train: lora}}")
+    refuse(found, PYTHON_ONLY, str(path))
     return {str(name): value for name, value in found.items()}
-
-
-def _refuse(settings: Iterable[str], names: Sequence[str], where: str) -> None:
-    """Names that mean something else than a setting."""
-    for name in settings:
-        if name in names:
-            option = f"--{name.replace('_', '-')}"
-            raise PreftuneError(
-                f"{where} sets {name!r}, needed a hyperparameter or a training setting; see {option} in `preftune train --help`"
-            )
-
-
-def _loading(asked: dict[str, Any]) -> dict[str, Any]:
-    """The request with the texts of `load` as values of the loader's types."""
-    if not asked.get("load"):
-        return asked
-    from ..policies.text.model import load
-    from ..registry import lookup, parse, signature_of
-
-    known = {name: one for name, one in signature_of(load).items() if name != "model"}
-    return {**asked, "load": {name: parse(value, lookup(name, known, "loading option")) for name, value in asked["load"].items()}}
-
-
-def _only(request: dict[str, Any], run: Path) -> None:
-    """A resumed run keeps its settings: only its method may be repeated, to be checked."""
-    changed = [name for name in request if name != "method"]
-    if changed:
-        raise PreftuneError(
-            f"--resume {run} was given with {', '.join(changed)}, but a resumed run keeps its settings; leave them out, or start a new run"
-        )
 
 
 def _tell(run: Any, json: bool) -> None:

@@ -1,0 +1,51 @@
+"""preftune generate: a model's answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..types import PreftuneError
+from .options import Json, Load, loading, pairs
+from .output import print_json
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, adapter folder or .gguf file.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    data: Annotated[str | None, typer.Option(help="Take the prompts of this data instead.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among the k likeliest tokens; 0: among all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal answers.")] = 0,
+    load: Load = None,
+    json: Json = False,
+) -> None:
+    """Answer prompts with a model."""
+    if bool(prompt) == bool(data):
+        raise PreftuneError("generate takes --prompt or --data, needed exactly one of them; for instance --prompt 'Hello!'")
+    how = pairs(load or [], "--load")
+    from ..api import generate as run
+    from ..api import load_data
+
+    prompts = [record.prompt for record in load_data(data)] if data else list(prompt or [])
+    answers = run(
+        model,
+        prompts,
+        n=n,
+        seed=seed,
+        load=loading(how),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+    )
+    if json:
+        print_json({"answers": [{"prompt": asked, "responses": given} for asked, given in zip(prompts, answers, strict=True)]})
+        return
+    for asked, given in zip(prompts, answers, strict=True):
+        print(f"> {asked if isinstance(asked, str) else asked[-1]['content']}")
+        print("\n\n".join(given), end="\n\n")

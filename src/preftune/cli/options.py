@@ -1,0 +1,51 @@
+"""Options that several verbs share, and the reading of name=value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..types import PreftuneError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="name=value of a setting; may be repeated.")]
+Load = Annotated[
+    list[str] | None,
+    typer.Option("--load", help="name=value: how the model is loaded, for instance device=cpu or train=lora; may be repeated."),
+]
+EXAMPLE = {"--set": "beta=0.1", "--load": "train=lora"}
+
+
+def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}; a name given twice is refused."""
+    found: dict[str, str] = {}
+    for text in settings:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name.isidentifier():
+            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {option} {EXAMPLE[option]}")
+        if name in found:
+            raise PreftuneError(f"{option} {name} was given twice, as {found[name]} and {value}, needed one value; leave one out")
+        found[name] = value
+    return found
+
+
+def refuse(settings: Iterable[str], names: Sequence[str], where: str) -> None:
+    """Names that are options of the command and so cannot be settings."""
+    for name in settings:
+        if name in names:
+            raise PreftuneError(
+                f"{where} sets {name!r}, needed a hyperparameter or a training setting; see the command's --help for {name!r}"
+            )
+
+
+def loading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts as values of the types that the loader takes; unknown names are refused with a suggestion."""
+    if not options:
+        return {}
+    from ..policies.text.model import load
+    from ..registry import lookup, parse, signature_of
+
+    known = {name: setting for name, setting in signature_of(load).items() if name != "model"}
+    return {name: parse(value, lookup(name, known, "loading option")) for name, value in options.items()}
