@@ -22,7 +22,8 @@ SMALL_POINTS = 400  #    and the curves of the appendix to these
 SAMPLES, OPEN_SAMPLES, SAMPLE_LENGTH = 60, 6, 1500
 OTHERS = 16  #           charts in the appendix
 NATS = "nats per response"
-SHOWN_ABOVE = ("loss", "accuracy", "margin", "logp_chosen", "logp_rejected", "length", "kl")
+SHOWN_ABOVE = ("loss", "accuracy", "margin", "logp_chosen", "logp_rejected", "kl", "length", "winrate", "judge")
+PAIRED = {"reward_chosen": "chosen", "reward_rejected": "rejected"}
 NOT_CURVES = ("step", "epoch", "seconds", "tokens")
 
 
@@ -124,7 +125,7 @@ def drift_sentence(chosen: float, rejected: float, small: float = 0.05) -> tuple
         return (
             now + "Both fell, the rejected ones further: likelihood displacement. The order improved, but a typical chosen response became "
             f"{_factor(-chosen)} times less likely, and the probability went to responses that are in neither column. "
-            "Read the samples; a likelihood term (rpo), a larger beta or a smaller learning rate holds the chosen ones up.",
+            "Read the samples; a (stronger) likelihood term as in rpo, a larger beta or a smaller learning rate holds the chosen ones up.",
             True,
         )
     if rose and rejected < -small:
@@ -171,6 +172,10 @@ def _findings(run: RunFiles) -> str:
     if math.isfinite(chosen) and math.isfinite(rejected):
         sentence, attention = drift_sentence(chosen, rejected)
         said.append((f"<b>Likelihood</b> ({where}). {escape(sentence)}", attention))
+    old, new, deviation = entry(run, "before", "judge")[0], entry(run, "after", "judge")[0], entry(run, "before", "judge_sd")[0]
+    if math.isfinite(old) and math.isfinite(new):
+        measured = f", {show((new - old) / deviation)} standard deviations of the samples before" if deviation > 0 else ""
+        said.append((f"<b>Judge.</b> The mean score of sampled responses went from {show(old)} to {show(new)}{measured}.", False))
     old, new = entry(run, "before", "length")[0], entry(run, "after", "length")[0]
     if math.isfinite(old) and math.isfinite(new) and old > 0:
         change = new / old - 1
@@ -201,7 +206,11 @@ def _tables(run: RunFiles) -> str:
     first = [name for name in order if name in HEADLINE] or order
     rest = [name for name in order if name not in first]
     caption = "Value with its 95 % bootstrap interval below. A change is bold where the two intervals do not overlap."
-    more = f"<details><summary>All {len(order)} measures</summary>{_table(run, rest, '')}</details>" if rest else ""
+    more = (
+        f"<details><summary>{len(rest)} more {'measure' if len(rest) == 1 else 'measures'}</summary>{_table(run, rest, '')}</details>"
+        if rest
+        else ""
+    )
     return f"<h2>Before and after</h2>{_table(run, first, caption)}{more}"
 
 
@@ -216,7 +225,7 @@ def _table(run: RunFiles, names: Sequence[str], caption: str) -> str:
         cells = "".join(_cell(entry, m.percent, f"{when}.{name}") for when, entry in zip(whens, entries, strict=True))
         change = _change(entries, m.percent) if both else ""
         meaning = " · ".join(part for part in (m.meaning, m.unit) if part)
-        picture = f'<td class="picture">{whiskers(entries)}</td>'
+        picture = f'<td class="picture">{whiskers(entries) if both else ""}</td>'
         rows.append(f'<tr><th scope="row">{escape(m.label)}<small>{escape(meaning)}</small></th>{cells}{change}{picture}</tr>')
     described = f"<caption>{escape(caption)}</caption>" if caption else ""
     titles = f'<tr><th scope="col">Measure</th>{head}<td class="picture"></td></tr>'
@@ -252,9 +261,11 @@ def _curves(run: RunFiles) -> str:
         _plot(run, "Drift of log-probability", {"logp_chosen": "chosen", "logp_rejected": "rejected"}, unit=NATS, line_at=0.0),
         _plot(run, "KL to the reference", {"kl": ""}, unit=NATS, line_at=0.0),
         _plot(run, "Sample length", {"length": ""}, unit="tokens"),
+        _plot(run, "Win rate", {"winrate": ""}, unit="share of comparisons won", percent=True, line_at=0.5),
+        _plot(run, "Judge score", {"judge": ""}, unit="judge's scale"),
     ]
-    other = [name for name in recorded if name not in SHOWN_ABOVE]
-    more = [
+    other = [name for name in recorded if name not in (*SHOWN_ABOVE, *PAIRED)]
+    more = [_plot(run, "Implicit reward", PAIRED, unit="β · nats", line_at=0.0, points=SMALL_POINTS)] + [
         _plot(run, measure(name).label, {name: ""}, unit=measure(name).unit, percent=measure(name).percent, points=SMALL_POINTS)
         for name in other[:OTHERS]
     ]
@@ -268,7 +279,7 @@ def _curves(run: RunFiles) -> str:
         else "No drift of log-probabilities was recorded: the method keeps no reference, or its rows are not ranked."
     )
     everything = f'<summary>Everything else that was recorded</summary><div class="charts">{"".join(more)}</div>{left}'
-    appendix = f"<details>{everything}</details>" if more else ""
+    appendix = f"<details>{everything}</details>" if any(more) else ""
     return f'<h2>Training</h2><p class="soft">{how}</p><div class="charts">{"".join(main)}</div>{appendix}'
 
 
