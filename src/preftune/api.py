@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from . import checkpoint, provenance, training
 from . import evaluation as measures
+from .collect.drawing import drawing
 from .learner import GradientLearner
 from .log import Log
 from .policies.tabular import TableResponses, TabularPolicy
@@ -108,7 +110,7 @@ def train(
     call = {"load": dict(load or {}), "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
     policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
     notes += extra
-    described = {
+    described: dict[str, Any] = {
         "method": name,
         "hyperparameters": hyperparameters,
         "train": dataclasses.asdict(config),
@@ -136,9 +138,8 @@ def train(
         for note in notes:
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
-        measure = lambda: _measure(  # noqa: E731
-            policy, reference, held_out, prompts, judges, config, hyperparameters, decoding, key.fold("samples")
-        )
+        beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
+        measure = partial(_measure, policy, reference, held_out, prompts, judges, config, beta, decoding, key.fold("samples"))
         before = measure()
         outcome = training.run(
             policy,
@@ -152,7 +153,7 @@ def train(
             test=held_out,
             callbacks=callbacks,
             metrics=metrics,
-            identity={name: described[name] for name in ("method", "hyperparameters", "data_fingerprint")} | {"batch": config.batch},
+            identity={part: described[part] for part in ("method", "hyperparameters", "data_fingerprint")} | {"batch": config.batch},
             resume=resume,
         )
         result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
@@ -165,7 +166,9 @@ def train(
     return result
 
 
-def resume(folder: str | Path, *, method: str | None = None, judge: Any = None, callbacks: Sequence[training.Callback] = (), progress: bool = True) -> Run:
+def resume(
+    folder: str | Path, *, method: str | None = None, judge: Any = None, callbacks: Sequence[training.Callback] = (), progress: bool = True
+) -> Run:
     """Go on with an interrupted run, with the settings in its config.json. A judge that is no name has to be given again."""
     path = Path(folder) / "config.json"
     if not path.exists():
@@ -174,7 +177,9 @@ def resume(folder: str | Path, *, method: str | None = None, judge: Any = None, 
     if method is not None and method != made["method"]:
         raise PreftuneError(f"{folder} was made with {made['method']}, not with {method}; resume without a method, or start a new run")
     if made["model"] is None or made["data"] is None:
-        raise PreftuneError(f"{folder} was started from objects in Python, needed names of files; call preftune.train(..., out=..., resume=True)")
+        raise PreftuneError(
+            f"{folder} was started from objects in Python, needed names of files; call preftune.train(..., out=..., resume=True)"
+        )
     given = ("test", "load", "max_prompt", "max_response", "samples", "decoding")
     return train(
         made["model"],
@@ -221,7 +226,8 @@ def plan(
         learner._backward(rows)
         learner.optimiser.zero_grad(set_to_none=True)
         seconds = (time.monotonic() - started) * total * min(config.batch, len(feed)) / len(rows)
-    return Plan(name, hyperparameters, dataclasses.asdict(config), notes + extra, len(feed), total, trained, (weights + copies * size) / 1e9, seconds)
+    memory = (weights + copies * size) / 1e9
+    return Plan(name, hyperparameters, dataclasses.asdict(config), notes + extra, len(feed), total, trained, memory, seconds)
 
 
 def compose(method: Any, settings: Mapping[str, Any]) -> tuple[Method, str, dict[str, Any], TrainConfig, list[str]]:
@@ -274,7 +280,14 @@ def load_policy(model: Any, **options: Any) -> Any:
 
 
 def _open(
-    method: Method, model: Any, data: Any, test: Any, seed: int, load: Mapping[str, Any] | None, max_prompt: int | None, max_response: int | None
+    method: Method,
+    model: Any,
+    data: Any,
+    test: Any,
+    seed: int,
+    load: Mapping[str, Any] | None,
+    max_prompt: int | None,
+    max_response: int | None,
 ) -> tuple[Any, Any, Any, list[str]]:
     """-> policy, feed, held-out feed or None, notes. Data are read and checked before the model, which takes longer."""
     needs = needs_of(method.objective)
@@ -291,7 +304,7 @@ def _open(
     notes = []
     data, dropped = usable(data, columns)
     if dropped:
-        notes.append(f"{dropped} undesirable responses are left out: {getattr(method.objective, '__name__', 'this method')} imitates what it reads")
+        notes.append(f"{dropped} undesirable responses are left out: this method imitates what it reads")
     torch.manual_seed(seed)  # a fresh adapter is the one thing that is drawn before the first step
     policy = load_policy(model, **(load or {}))
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
@@ -358,7 +371,7 @@ def _measure(
     prompts: Rows | None,
     judges: Sequence[Judge],
     config: TrainConfig,
-    hyperparameters: Mapping[str, Any],
+    beta: float,
     decoding: Mapping[str, Any] | None,
     key: Key,
 ) -> tuple[measures.Evaluation, measures.Drawn | None]:
@@ -368,7 +381,7 @@ def _measure(
         pairs = dataclasses.replace(held_out, columns=2)
         n = min(config.eval_rows, len(pairs))
         batches = (pairs.rows(range(at, min(at + config.micro_batch, n))) for at in range(0, n, config.micro_batch))
-        found |= measures.held_out(policy, reference, batches, beta=hyperparameters.get("beta", hyperparameters.get("tau", 0.1)), seed=key.seed)
+        found |= measures.held_out(policy, reference, batches, beta=beta, seed=key.seed)
     drawn = None
     if prompts is not None:
         judge = judges[0] if judges else None
@@ -393,7 +406,11 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     else:
         from .policies.text.model import save
 
-        save(run.policy, run.model, model_card(run.folder, described["model"]))
+        save(
+            run.policy,
+            run.model,  # type: ignore[arg-type]
+            model_card(run.folder, described["model"]),
+        )
     write_page(run.folder)
 
 
@@ -423,7 +440,7 @@ def evaluate(
 
     columns = 2 if len(data[0].responses) > 1 else 0
     if not columns and not samples:
-        raise PreftuneError("the data have no pairs to evaluate on, needed chosen and rejected responses; or ask for samples=... with a judge")
+        raise PreftuneError("the data have no pairs to evaluate on, needed chosen and rejected responses; or ask for samples=...")
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
     n = min(rows or len(feed), len(feed))
     key = Key.of(seed)
@@ -543,13 +560,7 @@ def play(
         gaps.append(float(regularised_gap(P, log_p, mu, beta)))
         gaps0.append(float(duality_gap(P, log_p.exp())))
         if step < steps:
-            draws = iter(range(2))
-            composed.update(
-                learner,
-                lambda opponent: composed.collect(
-                    Context({**learner.roles, "opponent": opponent}, feed, judges, step=step, key=key.fold(step, next(draws)))
-                ),
-            )
+            composed.update(learner, drawing(composed.collect, learner.roles, feed, key.fold(step), judges=judges, step=step))
             if composed.reference_every != "round" and (step + 1) % composed.reference_every == 0:
                 learner.roles = dict(composed.reference(learner.roles))
     equilibrium = regularised_nash(P, mu, beta).softmax(-1)

@@ -131,7 +131,7 @@ class GradientLearner:
         with torch.no_grad():
             parts = [self.score(part) for part in micro]
         logp = torch.cat([s.logp for s in parts]).requires_grad_()
-        cat = lambda name: None if getattr(parts[0], name) is None else torch.cat([getattr(s, name) for s in parts])  # noqa: E731
+        cat = lambda name: None if getattr(parts[0], name) is None else torch.cat([getattr(s, name) for s in parts])
         whole = Scored(rows, logp, cat("ref_logp"), cat("length"), running=self.running)
         loss = self.method.objective(whole)
         (gradient,) = torch.autograd.grad(_weighted(rows, loss).sum(), logp)
@@ -192,7 +192,8 @@ def _means(losses: list[Loss]) -> Metrics:
 
 def drift(scored: list[Scored]) -> Metrics:
     """Mean log-prob drift from the reference in nats, of column 0 and of column 1 where the rows are ranked; tokens scored."""
-    tokens = {} if scored[0].length is None else {"tokens": float(sum(s.length.sum() for s in scored))}  # type: ignore[union-attr]
+    lengths = [s.length for s in scored if s.length is not None]
+    tokens = {"tokens": float(torch.cat(lengths).sum())} if lengths else {}
     if scored[0].ref_logp is None or not scored[0].rows.ranked:
         return tokens
     logratio = torch.cat([s.logratio for s in scored])

@@ -17,7 +17,8 @@ def probe(method: Method) -> None:
     with torch.enable_grad():
         loss = method.objective(scored)
         if tuple(loss.row.shape) != (2,):
-            raise PreftuneError(f"{name} returned a loss of shape {tuple(loss.row.shape)} for 2 rows, needed [2]; do not reduce over the batch")
+            shape = tuple(loss.row.shape)
+            raise PreftuneError(f"{name} returned a loss of shape {shape} for 2 rows, needed [2]; do not reduce over the batch")
         if not torch.isfinite(loss.row).all():
             raise PreftuneError(f"{name} returned {loss.row.tolist()} on two ordinary rows, needed finite values")
         if not loss.row.requires_grad:

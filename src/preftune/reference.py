@@ -16,7 +16,10 @@ def none(roles: Roles) -> Roles:
 
 
 def soft(alpha: float) -> Reference:
-    """reference <- (1 - alpha) reference + alpha current, in parameters; alpha = 1 copies the policy (TR-DPO, arXiv:2404.09656 eq. 8, 9)."""
+    """reference <- (1 - alpha) reference + alpha current, in parameters; alpha = 1 copies the policy.
+
+    Source  TR-DPO, arXiv:2404.09656 eq. 8, 9
+    """
     if not 0 <= alpha <= 1:
         raise PreftuneError(f"alpha is {alpha}, needed 0 <= alpha <= 1: the share of the policy that enters the reference")
 

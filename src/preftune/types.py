@@ -228,19 +228,19 @@ class Policy(Protocol):
     uniform: Mapping[str, Any]
     independent: bool
 
-    def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> Any:
-        """Responses [B, n]; reads rows.id and rows.prompt. Draws derive from key and each row's id."""
+    def sample(self, rows: Rows, n: int, key: Key, *args: Any, **decoding: Any) -> Any:
+        """Responses [B, n]; reads rows.id and rows.prompt. Draws derive from key and each row's id; decoding is the domain's."""
 
     def score(self, rows: Rows) -> Scored:
         """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled."""
 
-    def copy(self) -> Policy:
+    def copy(self) -> Any:
         """A frozen copy of what trains; what does not train is shared."""
 
-    def reference(self) -> Policy:
+    def reference(self) -> Any:
         """The frozen reference, made from the weights as they are now."""
 
-    def lerp(self, other: Policy, w: float) -> Policy:
+    def lerp(self, other: Any, w: float) -> Any:
         """A frozen policy with parameters (1 - w) * self + w * other."""
 
     def parameters(self) -> list[Tensor]:

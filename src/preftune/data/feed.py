@@ -60,8 +60,8 @@ def narrow(record: Record, columns: int | Literal["K"]) -> Record:
     elif record.ranked or found == columns:
         kept = list(range(found)) if found == columns else [0, found - 1]
     else:
-        raise PreftuneError(f"{record.where or record.id}: found {found} unranked responses, needed a ranked pair; give scores or a ranking")
-    pick = lambda values: None if values is None else [values[i] for i in kept]  # noqa: E731
+        raise PreftuneError(f"{record.where or record.id}: found {found} unranked responses, needed a ranked pair; give scores or ranks")
+    pick = lambda values: None if values is None else [values[i] for i in kept]
     return replace(
         record,
         responses=[record.responses[i] for i in kept],

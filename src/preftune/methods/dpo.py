@@ -12,7 +12,7 @@ from ..update import plain
 
 
 def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Method:
-    """Pairs against a frozen reference. Reads soft labels (`prefer`) where the data have them.
+    """Pairs against a frozen reference, hard or soft labels (`prefer`), with optional label smoothing.
 
     label_smoothing e > 0 is cDPO (Mitchell's note, eq. 3). Relatives: rdpo (unbiased under flips), ipo (bounded target),
     rpo (adds the likelihood of the chosen), tr_dpo (moves the reference). The paper gives no default for beta; 0.1 is the

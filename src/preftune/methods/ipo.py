@@ -20,7 +20,7 @@ def ipo(tau: float = 0.1) -> Method:
 
 
 def ipo_avg(tau: float = 0.1) -> Method:
-    """The per-token form: gap of mean log-ratios to 1 / (2 tau), in nats per token (TRL's loss_type "ipo").
+    """Regress the gap of mean log-ratios to 1 / (2 tau), in nats per token: TRL's loss_type "ipo".
 
     tau is not ipo's tau: at equal lengths L, ipo_avg(tau) has the minimum of ipo(tau / L).
     """

@@ -12,12 +12,10 @@ from ..update import plain
 
 
 def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Method:
-    """Unpaired responses labelled good or bad; pairs count as one of each.
+    """Unpaired responses labelled good or bad. Pairs count as one of each.
 
     The KL baseline is the mean over the whole batch, also under micro-batches, of mismatched responses drawn anew in
     every epoch (TRL fixes them). KTO takes the majority label and calibrates nothing.
     """
-    objective = partial(
-        pointwise.kto, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
-    )
+    objective = partial(pointwise.kto, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     return Method(objective, mismatched, frozen, plain)

@@ -13,7 +13,7 @@ from ..update import plain
 
 
 def rpo(beta: float = 0.01, eta: float = 0.005, label_smoothing: float = 0.0) -> Method:
-    """The paper's main form and the authors' code: dpo - eta * beta * logp(chosen), summed over its tokens.
+    """DPO plus the likelihood of the chosen, summed over its tokens: dpo - eta * beta * logp(chosen). The paper's main form.
 
     The likelihood term keeps the chosen response from losing probability with the rejected one. eta = 0 is dpo.
     """
@@ -22,7 +22,7 @@ def rpo(beta: float = 0.01, eta: float = 0.005, label_smoothing: float = 0.0) ->
 
 
 def rpo_avg(beta: float = 0.01, eta: float = 0.2, label_smoothing: float = 0.0) -> Method:
-    """Their appendix F: dpo + eta * (-logp(chosen) / length), the mean per token of each row.
+    """DPO plus the likelihood of the chosen per token: dpo - eta * logp(chosen) / length. Their appendix F.
 
     At alpha = eta this is also the loss of iterative reasoning preference optimisation (arXiv:2404.19733). Against rpo
     its term is 1 / (beta length) times as strong at equal eta; the authors find this form better for reasoning.

@@ -12,7 +12,7 @@ from ..update import plain
 
 
 def sft(aggregation: Aggregation = "tok_mean") -> Method:
-    """Negative log-likelihood of column 0 (the completion, or the chosen response of a pair).
+    """Negative log-likelihood of the completion, or of the chosen response of a pair.
 
     tok_mean averages over all response tokens of the global batch, whatever the micro-batches.
     """

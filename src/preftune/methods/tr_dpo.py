@@ -15,7 +15,8 @@ def tr_dpo(beta: float = 0.05, alpha: float = 0.6, every: int = 512) -> Method:
     """DPO whose reference becomes alpha * policy + (1 - alpha) * reference every `every` steps.
 
     alpha = 1 is the hard update, alpha = 0 is dpo. After each move the margins jump towards 0, and the KL to the first
-    model is no longer bounded; the report measures drift and KL against that first model. With exact inner solves the hard form is iterated DPO.
+    model is no longer bounded; the report measures drift and KL against that first model. With exact inner solves the
+    hard form is iterated DPO.
     """
     if every < 1:
         raise PreftuneError(f"every is {every}, needed a number of steps of at least 1")

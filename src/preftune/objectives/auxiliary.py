@@ -50,7 +50,8 @@ def add(*objectives: Objective) -> Objective:
         losses = [objective(s) for objective in objectives]
         if any(loss.count is not None for loss in losses):
             raise PreftuneError(
-                "cannot add a loss averaged over tokens to one averaged over rows: their divisors differ; use aggregation='seq_mean' or 'seq_sum'"
+                "cannot add a loss averaged over tokens to one averaged over rows: their divisors differ; "
+                "use aggregation='seq_mean' or 'seq_sum'"
             )
         row = losses[0].row
         for loss in losses[1:]:
