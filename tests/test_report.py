@@ -271,6 +271,7 @@ def test_ticks_are_round_and_within_the_range() -> None:
 def test_numbers_are_shown_with_three_digits() -> None:
     shown = [show(x) for x in (0, 0.61, -4.1, 999.7, 123456, 5e-5, 0.0, math.nan, None, -math.inf)]
     assert shown == ["0", "0.610", "−4.10", "1,000", "123,456", "5.00e−5", "0", "–", "–", "−∞"]
+    assert [show(x, exact=False) for x in (1e-5, 2.5e-5, 0.25, 40.0, 0.0)] == ["1e−5", "2.5e−5", "0.25", "40", "0"]
     assert show(0.7134, percent=True) == "71.3\N{NO-BREAK SPACE}%"
 
 

@@ -129,12 +129,17 @@ def show(value: Any, percent: bool = False, *, exact: bool = True) -> str:
         return "∞" if x > 0 else "−∞"
     if percent:
         text = f"{100 * x:.1f}\N{NO-BREAK SPACE}%"
-    elif x == 0 or not exact and 1e-3 <= abs(x) < 1000:
-        text = f"{x:g}"
+    elif not exact and abs(x) < 999.5:
+        text = f"{x:.3g}"
+    elif x == 0:
+        text = "0"
     elif 1e-3 <= abs(x) < 999.5:
         text = f"{x:#.3g}".removesuffix(".")
+    elif 999.5 <= abs(x) < 1e9:
+        text = f"{x:,.0f}"
     else:
-        text = f"{x:,.0f}" if 999.5 <= abs(x) < 1e9 else f"{x:.2e}".replace("e-0", "e-").replace("e+0", "e")
+        text = f"{x:.2e}"
+    text = text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     return text.replace("-", "−")
 
 
