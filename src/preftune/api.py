@@ -406,11 +406,8 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     else:
         from .policies.text.model import save
 
-        save(
-            run.policy,
-            run.model,  # type: ignore[arg-type]
-            model_card(run.folder, described["model"]),
-        )
+        card = model_card(run.folder, described["model"])
+        save(run.policy, run.model, card)  # type: ignore[arg-type]
     write_page(run.folder)
 
 
