@@ -275,6 +275,14 @@ def test_numbers_are_shown_with_three_digits() -> None:
     assert show(0.7134, percent=True) == "71.3\N{NO-BREAK SPACE}%"
 
 
+def test_a_docstring_in_place_of_a_formula_shows_its_formula_first(tmp_path: Path) -> None:
+    text = "Direct preference optimisation.\n\n    loss = -logsigmoid(h)\n\n    Limits  ln 2 at the reference\n    "
+    folder = run_folder(tmp_path, config={**CONFIG, "formula": text})
+    page = Page(write(folder)).source
+    assert '<p class="formula">loss = -logsigmoid(h)</p>' in page and "Limits  ln 2" in page
+    assert "```\nloss = -logsigmoid(h)\n```" in model_card(folder, "base")
+
+
 # --- the model card
 
 

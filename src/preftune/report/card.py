@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .page import drift_sentence, entry
-from .run import MEASURES, RunFiles, measure, read, short_name, show, span
+from .run import MEASURES, RunFiles, formula, measure, read, short_name, show, span
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -59,12 +59,12 @@ def _use(library: str) -> str:
 
 def _method(run: RunFiles, method_doc: str) -> str:
     paragraph = " ".join(method_doc.strip().split("\n\n")[0].split())
-    formula = _fence(str(run.config["formula"])) if run.config.get("formula") else ""
+    loss, _ = formula(run.config)
     values = run.config.get("hyperparameters") or {}
     table = (
         "\n".join(["| hyperparameter | value |", "|---|---|", *(f"| `{k}` | `{_cell(v)}` |" for k, v in values.items())]) if values else ""
     )
-    body = "\n\n".join(part for part in (paragraph, formula, table) if part)
+    body = "\n\n".join(part for part in (paragraph, _fence(loss) if loss else "", table) if part)
     return f"## Method\n\n{body}" if body else ""
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .chart import Series, chart, smooth, thin, whiskers
-from .run import HEADLINE, MEASURES, RunFiles, measure, number, read, short_name, show, span
+from .run import HEADLINE, MEASURES, RunFiles, formula, measure, number, read, short_name, show, span
 
 POINTS = 2000  #         a curve of a huge run is thinned to so many points
 SMALL_POINTS = 400  #    and the curves of the appendix to these
@@ -91,10 +91,11 @@ def _header(run: RunFiles, title: str) -> str:
         facts.append(("time", _duration(_clock(seconds))))
     facts += [("seed", str(config["seed"]))] if "seed" in config else []
     items = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
-    formula = f'<p class="formula">{escape(str(config["formula"]))}</p>' if config.get("formula") else ""
+    loss, _ = formula(config)
+    shown = f'<p class="formula">{escape(loss)}</p>' if loss else ""
     return (
         f'<header><p class="over">preftune run · {escape(run.folder.resolve().name)}</p><h1>{escape(title)}</h1>'
-        f'<ul class="facts">{items}</ul>{formula}</header>'
+        f'<ul class="facts">{items}</ul>{shown}</header>'
     )
 
 
@@ -179,7 +180,8 @@ def _findings(run: RunFiles) -> str:
     old, new = entry(run, "before", "length")[0], entry(run, "after", "length")[0]
     if math.isfinite(old) and math.isfinite(new) and old > 0:
         change = new / old - 1
-        text = f"Samples went from {show(old)} to {show(new)} tokens ({'+' if change > 0 else '−'}{abs(100 * change):.0f} %)."
+        share = f" ({'+' if change > 0 else '−'}{abs(100 * change):.0f} %)" if abs(change) >= 0.005 else ""
+        text = f"Samples went from {show(old)} to {show(new)} tokens{share}."
         warning = " Part of a better judgement may be length: compare with a judge that does not count words." if change > 0.25 else ""
         said.append((f"<b>Length.</b> {text}{warning}", change > 0.25))
     lost = [step.get("step") for step in run.steps if "loss" in step and not math.isfinite(number(step["loss"]))]
@@ -278,6 +280,8 @@ def _curves(run: RunFiles) -> str:
         if {"logp_chosen", "logp_rejected"} & set(recorded)
         else "No drift of log-probabilities was recorded: the method keeps no reference, or its rows are not ranked."
     )
+    if run.steps and run.steps[0].get("accuracy") == 0:
+        how += " While training a tie counts as an error, so accuracy starts at 0 where the policy still equals its reference."
     everything = f'<summary>Everything else that was recorded</summary><div class="charts">{"".join(more)}</div>{left}'
     appendix = f"<details>{everything}</details>" if any(more) else ""
     return f'<h2>Training</h2><p class="soft">{how}</p><div class="charts">{"".join(main)}</div>{appendix}'
@@ -368,6 +372,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(m, Mapping) and "content" in m for m in value):
         value = "\n".join(f"{m.get('role', '')}: {m['content']}" for m in value)
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    text = text.strip("\n")
     if not text.strip():
         return '<p class="text empty">empty</p>'
     cut = len(text) - SAMPLE_LENGTH
@@ -378,6 +383,7 @@ def _text(value: Any) -> str:
 def _configuration(run: RunFiles) -> str:
     config = dict(run.config)
     command = config.pop("command", None)
+    loss, objective = formula(config)
     config.pop("formula", None)
     groups = {"Run": {k: v for k, v in config.items() if not isinstance(v, Mapping)}}
     groups |= {name.replace("_", " ").capitalize(): dict(value) for name, value in config.items() if isinstance(value, Mapping) and value}
@@ -389,7 +395,8 @@ def _configuration(run: RunFiles) -> str:
         for title, group in groups.items()
         if group
     )
-    return f"<h2>Configuration</h2>{shell}{tables}"
+    described = f"<details><summary>Objective</summary><pre>{escape(objective)}</pre></details>" if objective != loss else ""
+    return f"<h2>Configuration</h2>{shell}{tables}{described}"
 
 
 def _plain(value: Any) -> str:

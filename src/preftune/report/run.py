@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ MEASURES = {
     "accuracy_raw": Measure("Raw accuracy", "pairs whose chosen response is the likelier one under the policy alone", "", 1, True),
     "calibration_error": Measure("Calibration error", "distance of confidence and share of right answers", "", -1, True),
     "accuracy_per_token": Measure("Raw accuracy per token", "the same for the mean log-probability of a token", "", 1, True),
-    "brier": Measure("Brier score", "mean squared error of σ(margin) against the label; 0.25 at the reference", "", -1),
+    "brier": Measure("Brier score", "mean squared error of σ(margin) against the label", "", -1),
     "kl_k3": Measure("KL, low-variance estimate", "mean of log r + 1/r − 1 over samples; never negative", "nats per response"),
     "judge_sd": Measure("Judge score, deviation", "standard deviation of the judge's score over prompts", ""),
     "reward_chosen": Measure("Implicit reward, chosen", "β times the drift of the chosen responses", "β·nats"),
@@ -46,6 +48,7 @@ MEASURES = {
     "length_chosen": Measure("Length, chosen", "tokens of the data's chosen responses", "tokens"),
     "length_rejected": Measure("Length, rejected", "tokens of the data's rejected responses", "tokens"),
     "loss": Measure("Loss", "the objective's value", "", -1),
+    "nll": Measure("Likelihood term", "negative log-likelihood of the chosen responses", "nats", -1),
     "grad_norm": Measure("Gradient norm", "before clipping"),
     "lr": Measure("Learning rate", "after warm-up and decay"),
     "tokens": Measure("Tokens", "", "tokens"),
@@ -110,6 +113,13 @@ def short_name(path: Any) -> str:
     """What people call a model or a file: the end of its path or hub name, of each part of a mixture."""
     parts = path if isinstance(path, list | tuple) else str(path).split(",")
     return ", ".join(str(part).strip().rstrip("/\\").replace("\\", "/").rpartition("/")[2] for part in parts)
+
+
+def formula(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The objective's formula alone, and everything that the run wrote about it (an objective's docstring, as a rule)."""
+    text = inspect.cleandoc(str(config.get("formula") or ""))
+    paragraphs = [textwrap.dedent(paragraph).strip() for paragraph in text.split("\n\n")]
+    return next((p for p in paragraphs if p.startswith("loss")), paragraphs[0]), text
 
 
 def number(value: Any) -> float:
