@@ -23,10 +23,10 @@ LAYERS = (
     "policies",
     "judges | data",
     "collect | reference | update",
-    "methods | learner checkpoint log probe diagnostics",
+    "methods | learner checkpoint log probe provenance diagnostics",
     "evaluation report",
     "training",
-    "api registry cli annotate __init__ __main__",
+    "api arena registry cli annotate __init__ __main__",
 )
 PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 

@@ -16,7 +16,7 @@ PUBLIC = {
     "train": "preftune.api",
     "evaluate": "preftune.api",
     "generate": "preftune.api",
-    "play": "preftune.api",
+    "play": "preftune.arena",
     "resolve_method": "preftune.registry",
     "PreftuneError": "preftune.types",
     "Key": "preftune.types",

@@ -15,13 +15,12 @@ import torch
 
 from . import checkpoint, provenance, training
 from . import evaluation as measures
-from .collect.drawing import drawing
 from .learner import GradientLearner
 from .log import Log
-from .policies.tabular import TableResponses, TabularPolicy
+from .policies.tabular import TabularPolicy
 from .probe import probe
 from .reference import none
-from .registry import import_function, lookup, resolve_method, signature_of, split_settings
+from .registry import compose, import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
 from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of
 
@@ -100,7 +99,8 @@ def train(
 
     The run folder holds config.json, metrics.jsonl, checkpoints, model, evaluation.json, samples.jsonl and report.html.
     """
-    composed, name, hyperparameters, config, notes = compose(method, settings)
+    chosen = prepare(method, settings)
+    composed, name, config, hyperparameters = chosen.method, chosen.name, chosen.config, chosen.hyperparameters
     folder = Path(out) if out else Path("runs") / f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not resume:
         _fresh(folder)
@@ -109,7 +109,6 @@ def train(
         raise PreftuneError(f"{name} compares responses with a judge, but none was given; pass judge=... or --judge NAME")
     call = {"load": dict(load or {}), "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
     policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
-    notes += extra
     described: dict[str, Any] = {
         "method": name,
         "hyperparameters": hyperparameters,
@@ -135,7 +134,7 @@ def train(
     total, _, _ = training.plan(composed, len(feed), config)
     log = Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])
     try:
-        for note in notes:
+        for note in chosen.notes + extra:
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
         beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
@@ -160,7 +159,7 @@ def train(
         if outcome.stopped != "interrupted":
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
-            _write(result, prompts, before[1], after[1], described)
+            _write(result, prompts, before[1], after[1], described, chosen.doc)
     finally:
         log.close()
     return result
@@ -208,7 +207,8 @@ def plan(
     **settings: Any,
 ) -> Plan:
     """Resolve and probe everything, load model and data, and estimate memory and time: a dry run."""
-    composed, name, hyperparameters, config, notes = compose(method, settings)
+    chosen = prepare(method, settings)
+    composed, config = chosen.method, chosen.config
     policy, feed, _, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
     total, _, _ = training.plan(composed, len(feed), config)
     trained = sum(p.numel() for p in policy.parameters())
@@ -227,11 +227,24 @@ def plan(
         learner.optimiser.zero_grad(set_to_none=True)
         seconds = (time.monotonic() - started) * total * min(config.batch, len(feed)) / len(rows)
     memory = (weights + copies * size) / 1e9
-    return Plan(name, hyperparameters, dataclasses.asdict(config), notes + extra, len(feed), total, trained, memory, seconds)
+    notes, train_settings = chosen.notes + extra, dataclasses.asdict(config)
+    return Plan(chosen.name, chosen.hyperparameters, train_settings, notes, len(feed), total, trained, memory, seconds)
 
 
-def compose(method: Any, settings: Mapping[str, Any]) -> tuple[Method, str, dict[str, Any], TrainConfig, list[str]]:
-    """-> method, its name, its hyperparameters, the training configuration, notes; probed before any model is loaded."""
+@dataclass(frozen=True)
+class Composed:
+    """A method with everything that was said about it, probed before any model is loaded."""
+
+    method: Method
+    name: str
+    doc: str
+    hyperparameters: dict[str, Any]
+    config: TrainConfig
+    notes: list[str]
+
+
+def prepare(method: Any, settings: Mapping[str, Any]) -> Composed:
+    """A method by name, place, function or as it is, with hyperparameters and training settings told apart."""
     if isinstance(method, Method):
         function, name = (lambda: method), "method"
     elif callable(method):
@@ -239,16 +252,15 @@ def compose(method: Any, settings: Mapping[str, Any]) -> tuple[Method, str, dict
     else:
         function, name = resolve_method(method), method
     hyperparameters, given = split_settings(function, TrainConfig, settings)
-    composed = function(**hyperparameters)
-    if not isinstance(composed, Method):
-        raise PreftuneError(f"{name} returned {type(composed).__name__}, needed a Method; see CONTRIBUTING.md for a worked example")
+    composed = compose(function, hyperparameters)
     defaults = {key: setting.default for key, setting in signature_of(function).items()}
     recommended = {key: value for key, value in composed.recipe.items() if key not in given}
     notes = list(composed.notes)
     if recommended:
         notes.append(f"{name} recommends " + ", ".join(f"{key} = {value}" for key, value in recommended.items()))
     probe(composed)
-    return composed, name, {**defaults, **hyperparameters}, TrainConfig(**{**recommended, **given}), notes
+    config = TrainConfig(**{**recommended, **given})
+    return Composed(composed, name, (function.__doc__ or "").strip(), {**defaults, **hyperparameters}, config, notes)
 
 
 def resolve_judge(judge: Any) -> Judge:
@@ -390,7 +402,7 @@ def _measure(
     return found, drawn
 
 
-def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: Mapping[str, Any]) -> None:
+def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: Mapping[str, Any], doc: str) -> None:
     """Model, model card, evaluation, samples and page of a finished run."""
     from .report.card import model_card
     from .report.page import write as write_page
@@ -406,7 +418,8 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     else:
         from .policies.text.model import save
 
-        card = model_card(run.folder, described["model"])
+        adapter = hasattr(run.policy.network.module, "peft_config")  # type: ignore[attr-defined]
+        card = model_card(run.folder, described["model"] or "", method_doc=doc, library="peft" if adapter else "transformers")
         save(run.policy, run.model, card)  # type: ignore[arg-type]
     write_page(run.folder)
 
@@ -478,100 +491,3 @@ def report(folder: str | Path) -> Path:
     from .report.page import write
 
     return write(Path(folder))
-
-
-# --- exact games ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Play:
-    """A method on an exact game: the gap to the equilibrium after every step, and where it ended."""
-
-    method: str
-    game: str
-    beta: float
-    eta: float
-    gap: list[float] = field(repr=False)  #   regularised duality gap, step 0 first; nan for methods that play no game
-    gap0: list[float] = field(repr=False)  #  duality gap without regulariser
-    policy: list[float] = field(repr=False)
-    equilibrium: list[float] = field(repr=False)  # of the regularised game
-
-    @property
-    def steps(self) -> int:
-        return len(self.gap) - 1
-
-    @property
-    def arrived(self) -> int | None:
-        """The step after which the gap stays below 1e-6; None where it does not."""
-        above = [step for step, gap in enumerate(self.gap) if not gap < 1e-6]
-        return None if above and above[-1] == self.steps else (above[-1] + 1 if above else 0)
-
-
-def play(
-    method: str | Callable[..., Method],
-    *,
-    game: str | torch.Tensor = "rps",
-    beta: float | None = None,
-    eta: float = 1.0,
-    steps: int = 1000,
-    seed: int = 0,
-    uniform_reference: bool = False,
-    exact: bool = True,
-    **settings: Any,
-) -> Play:
-    """Run a method on a table of win probabilities with plain gradient steps of size eta (lr = eta beta n / 4).
-
-    game      a name (exact.games.GAMES) or a matrix P [n, n] with P + P^T = 1
-    beta      the pull to the reference, whatever the method calls it (beta or tau); default: the method's own
-    eta       the step of mirror descent that a gradient step with uniform pairs equals
-    exact     enumerate all responses; False draws them, as on text
-    settings  the method's other hyperparameters
-
-    Offline methods see every pair of responses with its win probability as a soft label.
-    """
-    from .exact.games import game as named_game
-    from .exact.games import reference_logits, validate
-    from .exact.nash import duality_gap, regularised_gap, regularised_nash
-    from .judges.exact import PreferenceTable
-
-    function = resolve_method(method) if isinstance(method, str) else method
-    pull = next((name for name in ("beta", "tau") if name in signature_of(function)), None)
-    if pull is None:
-        raise PreftuneError(f"{method} has no pull to a reference (beta or tau), so it has no regularised game to play")
-    if beta is not None:
-        settings = {**settings, pull: beta}
-    composed, name, hyperparameters, _, _ = compose(method, settings)
-    beta = float(hyperparameters[pull])
-    P = named_game(game) if isinstance(game, str) else validate(torch.as_tensor(game, dtype=torch.float64))
-    n = len(P)
-    mu = reference_logits(n, uniform=uniform_reference)
-    policy = TabularPolicy(mu, exact=exact)
-    learner = GradientLearner(
-        policy, composed, {"current": policy, "reference": policy.reference()}, optimiser="sgd", lr=eta * beta * n / 4, clip=0.0
-    )
-    judges, key = (PreferenceTable(P),), Key.of(seed)
-    feed = policy.rows() if composed.collect_every == "step" else _all_pairs(P)
-    gaps, gaps0 = [], []
-    for step in range(steps + 1):
-        log_p = policy.logits.detach()[0].log_softmax(0)
-        gaps.append(float(regularised_gap(P, log_p, mu, beta)))
-        gaps0.append(float(duality_gap(P, log_p.exp())))
-        if step < steps:
-            composed.update(learner, drawing(composed.collect, learner.roles, feed, key.fold(step), judges=judges, step=step))
-            if composed.reference_every != "round" and (step + 1) % composed.reference_every == 0:
-                learner.roles = dict(composed.reference(learner.roles))
-    equilibrium = regularised_nash(P, mu, beta).softmax(-1)
-    title = game if isinstance(game, str) else f"{n} responses"
-    return Play(name, title, beta, eta, gaps, gaps0, policy.probabilities()[0].tolist(), equilibrium.tolist())
-
-
-def _all_pairs(P: torch.Tensor) -> Rows:
-    """Every pair of responses, the likelier winner first, with its win probability as the label."""
-    pairs = [(i, j) if P[i, j] >= 0.5 else (j, i) for i in range(len(P)) for j in range(i)]
-    return Rows(
-        id=tuple(f"{i} over {j}" for i, j in pairs),
-        prompt=(0,) * len(pairs),
-        response=TableResponses(torch.tensor(pairs)),
-        ranked=True,
-        prefer=torch.stack([P[i, j] for i, j in pairs]),
-    )

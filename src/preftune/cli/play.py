@@ -35,7 +35,7 @@ def play(
         raise PreftuneError(f"--out is {str(out)!r}, needed a name that ends in {', '.join(PAGES)}; for instance --out {method}.svg")
     settings = pairs(setting or [])
     refuse(settings, ("game", "beta", "eta", "steps", "seed", "uniform_reference", "exact"), "--set")
-    from ..api import play as run
+    from ..arena import play as run
 
     played = run(
         method, game=game, beta=beta, eta=eta, steps=steps, seed=seed, uniform_reference=uniform_reference, exact=not draw, **settings
