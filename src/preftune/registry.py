@@ -109,20 +109,6 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Setting]:
     }
 
 
-def compose(function: Callable[..., Method], settings: Mapping[str, Any]) -> Method:
-    """Call a method's function with settings given as texts or values; unknown and missing names are refused by name."""
-    known = signature_of(function)
-    for name in settings:
-        lookup(name, known, f"hyperparameter of {function.__name__}")
-    missing = [name for name, setting in known.items() if setting.default is REQUIRED and name not in settings]
-    if missing:
-        raise PreftuneError(f"{function.__name__} was given no {', '.join(missing)}, needed a value; for instance --set {missing[0]}=...")
-    method = function(**{name: parse(value, known[name]) for name, value in settings.items()})
-    if not isinstance(method, Method):
-        raise PreftuneError(f"{function.__name__} returned {type(method).__name__}, needed a Method; compose one as `preftune show` displays it")
-    return method
-
-
 def fields_of(config: type) -> dict[str, Setting]:
     """The fields of a dataclass, as settings."""
     hints = typing.get_type_hints(config)
@@ -139,7 +125,8 @@ def fields_of(config: type) -> dict[str, Setting]:
 def split_settings(function: Callable[..., Any], config: type, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sort settings into (hyperparameters of the method, fields of the training configuration), each value parsed.
 
-    A name in both halves would be ambiguous and a name in neither is a slip: both are refused.
+    A name in both halves would be ambiguous and a name in neither is a slip: both are refused, and so is a hyperparameter
+    without a default that nobody set.
     """
     method, train = signature_of(function), fields_of(config)
     hyperparameters: dict[str, Any] = {}
@@ -157,6 +144,9 @@ def split_settings(function: Callable[..., Any], config: type, settings: Mapping
                 + _meant(name, [*method, *train])
             )
         (hyperparameters if name in method else training)[name] = parse(value, (method | train)[name])
+    missing = [name for name, setting in method.items() if setting.default is REQUIRED and name not in settings]
+    if missing:
+        raise PreftuneError(f"{function.__name__} was given no {', '.join(missing)}, needed a value; for instance --set {missing[0]}=...")
     return hyperparameters, training
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +15,12 @@ Load = Annotated[
     list[str] | None,
     typer.Option("--load", help="name=value: how the model is loaded, for instance device=cpu or train=lora; may be repeated."),
 ]
-EXAMPLE = {"--set": "beta=0.1", "--load": "train=lora"}
+Read = Annotated[
+    list[str] | None,
+    typer.Option("--read", help="name=value: how data are read, for instance format=pair or max_line_bytes=2e8; may be repeated."),
+]
+Rename = Annotated[list[str] | None, typer.Option("--rename", help="theirs=ours: a column's name; may be repeated.")]
+EXAMPLE = {"--read": "split=test", "--rename": "question=prompt", "--set": "beta=0.1", "--load": "train=lora"}
 
 
 def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
@@ -41,11 +46,26 @@ def refuse(settings: Iterable[str], names: Sequence[str], where: str) -> None:
 
 
 def loading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Texts as values of the types that the loader takes; unknown names are refused with a suggestion."""
+    """How a model is loaded: texts as values of the types that the loader takes."""
     if not options:
         return {}
     from ..policies.text.model import load
-    from ..registry import lookup, parse, signature_of
 
-    known = {name: setting for name, setting in signature_of(load).items() if name != "model"}
-    return {name: parse(value, lookup(name, known, "loading option")) for name, value in options.items()}
+    return _arguments(load, options, "loading option")
+
+
+def reading(options: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    """How data are read, in the same way; `rename` maps columns of the file to ours."""
+    if not options and not rename:
+        return {}
+    from ..data import load
+
+    return {**_arguments(load, options, "reading option"), "columns": dict(rename)}
+
+
+def _arguments(function: Callable[..., Any], options: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Keyword arguments of a function from texts; an unknown name is refused with a suggestion."""
+    from ..registry import REQUIRED, lookup, parse, signature_of
+
+    known = {name: setting for name, setting in signature_of(function).items() if setting.default is not REQUIRED}
+    return {name: parse(value, lookup(name, known, kind)) for name, value in options.items()}

@@ -57,7 +57,8 @@ def catalogue() -> dict[str, dict[str, str]]:
 
 def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
     """All that `show METHOD` prints, as plain values."""
-    from ..registry import REQUIRED, compose, resolve_method, signature_of, words
+    from ..api import compose
+    from ..registry import REQUIRED, resolve_method, signature_of, words
 
     function = resolve_method(name)
     facts: dict[str, Any] = {
@@ -72,7 +73,7 @@ def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
         "file": inspect.getsourcefile(function),
     }
     try:
-        return facts | composition(compose(function, settings))
+        return facts | composition(compose(name, settings).method)
     except PreftuneError as error:  # a method may insist on a value; what it says then is worth printing
         if settings:
             raise

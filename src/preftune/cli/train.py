@@ -12,7 +12,8 @@ from .options import Json, Load, Set, loading, pairs, refuse
 from .output import number, print_json, print_measures, print_table
 
 OPTIONS = ("method", "model", "data", "test", "judge", "out", "load", "decoding", "max_prompt", "max_response", "samples")
-PYTHON_ONLY = ("callbacks", "metrics", "progress", "resume", "dry_run")  # arguments of preftune.train that no file sets
+UNPLANNED = ("judge", "out", "samples", "decoding")  # what a dry run does not look at
+PYTHON_ONLY = ("callbacks", "metrics", "progress", "resume")  # arguments of preftune.train that no file sets
 
 
 def train(
@@ -64,13 +65,13 @@ def train(
     for name in ("method", "model", "data"):
         if name not in asked:
             raise PreftuneError(f"no {name} was given, needed one; for instance preftune train dpo --model FOLDER --data pairs.jsonl")
-    from ..api import train as run
+    from .. import api
 
-    result = run(asked.pop("model"), asked.pop("method"), asked.pop("data"), **asked, progress=not json, dry_run=dry_run)
+    what = [asked.pop(name) for name in ("model", "method", "data")]
     if dry_run:
-        _tell_plan(result, json)
+        _tell_plan(api.plan(*what, **{name: value for name, value in asked.items() if name not in UNPLANNED}), json)
     else:
-        _tell(result, json)
+        _tell(api.train(*what, **asked, progress=not json), json)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
