@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..types import PreftuneError
-from .columns import Record
+from .columns import FORMATS, Record, guesses
 from .files import BATCH, Dataset
 
 EDGES = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]  # of the length histograms
+LABELS = {column for form in FORMATS.values() for column in (*form.reads, "weight", "system", "id")}
 CHANCE = 20  # characters; shorter responses may coincide by chance and are no leakage
 CROWD = 2000  # different responses of one prompt beyond which its triples are not searched
 
@@ -67,6 +68,11 @@ class Report:
     def warnings(self) -> list[str]:
         """What deserves a look before training, each with what to do."""
         out = []
+        for read in self.columns.values():
+            for column, name in guesses([name for name, role in read.items() if role == "meta"], LABELS - set(read.values())).items():
+                out.append(
+                    f"column {column!r} is passed through unread; if it is {name!r}, rename it with columns={{{column!r}: {name!r}}}"
+                )
         dropped = sum(self.counts.get("dropped", {}).values())
         if dropped:
             out.append(f"{dropped} of {self.counts['read']} rows were dropped; the reasons are above")

@@ -164,10 +164,13 @@ VOTES = (("votes_chosen", "votes_rejected"), ("votes_a", "votes_b"), ("wins_a", 
 PAIR_SCORES = (("score_chosen", "score_rejected"), ("score_a", "score_b"))
 WINNERS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 PAIR_LABELS = ("prefer", "winrate", "winner", *(name for pair in (*VOTES, *PAIR_SCORES) for name in pair))
+LABELLED = frozenset(PAIR_LABELS)
 
 
 def pair_label(row: Row, where: str) -> float | None | Dropped:
     """P(first beats second) from whichever label column the row fills, None without one."""
+    if LABELLED.isdisjoint(row):
+        return None
     given = [name for name in ("prefer", "winrate", "winner") if row.get(name) is not None]
     given += [pair[0] for pair in VOTES if row.get(pair[0]) is not None and row.get(pair[1]) is not None]
     if len(given) > 1:
@@ -190,6 +193,8 @@ def pair_label(row: Row, where: str) -> float | None | Dropped:
 
 def pair_scores(row: Row, where: str) -> list[float] | None:
     """The two scores of a pair, where both cells are filled."""
+    if LABELLED.isdisjoint(row):
+        return None
     for names in PAIR_SCORES:
         if all(row.get(name) is not None for name in names):
             return [number(row[name], where, name) for name in names]
@@ -493,6 +498,11 @@ def is_transcript(row: Row) -> bool:
     return row.get("prompt") is None and all(isinstance(cell, str) and "Human:" in cell and "\n\nAssistant:" in cell for cell in both)
 
 
+def no_response(row: Row) -> bool:
+    """Nothing beside the prompt looks like a response under another or a misspelt name: those prompts must be asked for."""
+    return not guesses(row) and not (RESPONSES & set(row))
+
+
 def holds(column: str, kind: type) -> Callable[[Row], bool]:
     """The column is a list of this kind."""
     return lambda row: isinstance(row[column], list) and all(isinstance(item, kind) for item in row[column])
@@ -535,7 +545,7 @@ FORMATS: dict[str, Format] = {  # the first that fits is taken
         ("messages",), chat, ("label",),
         example='{"messages": [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": "4"}]}',
     ),
-    "prompts": Format(("prompt",), prompts, example='{"prompt": "2 + 2 ="}'),
+    "prompts": Format(("prompt",), prompts, recognise=no_response, example='{"prompt": "2 + 2 ="}'),
     "text": Format(("text",), plain_text),
 }  # fmt: skip
 
@@ -548,20 +558,30 @@ NAMES = {  # what people call the columns that have a name here
 }  # fmt: skip
 
 
+RESPONSES = {column for form in FORMATS.values() for column in form.needs} - {"prompt", "text"}
+
+
+def guesses(row: Iterable[str], known: Iterable[str] = RESPONSES | {"prompt"}) -> dict[str, str]:
+    """Columns that are no known name, with the name they probably mean."""
+    known = set(known)
+    others = [column for column in row if column not in known]
+    near = {column: difflib.get_close_matches(column, known, 1, 0.75) for column in others}
+    found = {column: NAMES.get(column) or (near[column][0] if near[column] else None) for column in others}
+    return {column: ours for column, ours in found.items() if ours is not None and ours in known and ours not in row}
+
+
 def recognise(row: Row, where: str) -> str:
     """The name of the format whose columns the row has; the error says which columns are nearest."""
     for name, form in FORMATS.items():
         if all(column in row for column in form.needs) and form.recognise(row):
             return name
     usable = {name: form for name, form in FORMATS.items() if name not in ("text", "prompts", "transcript")}
-    known = {column for form in usable.values() for column in form.needs}
-    guesses = {column: NAMES[column] for column in row if column in NAMES}
-    near = {column: difflib.get_close_matches(column, known, 1, 0.7) for column in row if column not in known and column not in guesses}
-    guesses |= {column: match[0] for column, match in near.items() if match}
-    seen = {guesses.get(column, column) for column in row}
+    meant = guesses(row)
+    seen = {meant.get(column, column) for column in row}
     nearest = min(usable, key=lambda name: (len(set(usable[name].needs) - seen) / len(usable[name].needs), -len(usable[name].needs)))
-    lines = f"{' and '.join(usable[nearest].needs)} (format {nearest}; preference, unpaired and others: docs/data.md)"
-    advice = f"rename with columns={guesses}" if guesses else "rename your columns with columns={'theirs': 'ours'}"
+    lines = f"{' and '.join(usable[nearest].needs)} (format {nearest}; the others are in docs/data.md)"
+    advice = f"rename with columns={meant}" if meant else "rename your columns with columns={'theirs': 'ours'}"
+    advice += " or, if prompts alone are meant, say format='prompts'" * ("prompt" in row)
     raise PreftuneError(f"{where}: found the columns {', '.join(map(str, row)) or 'none'}, needed {lines}; {advice}")
 
 

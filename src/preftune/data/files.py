@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
 from array import array
 from collections import Counter
@@ -33,6 +34,7 @@ Spec = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | tuple[str | os
 LINE = 50_000_000  # bytes in a row of a text file, unless max_line_bytes says otherwise
 ARRAY = 1_000_000_000  # bytes in a .json file that is one array
 BATCH = 1000  #      rows read at once while scanning
+STRETCH = 50 * BATCH  # rows after which a scan lets the memory-mapped pages go
 
 
 class Table(Protocol):
@@ -45,6 +47,9 @@ class Table(Protocol):
 
     def rows(self, indices: Sequence[int]) -> list[Row | None]:
         """The rows at these positions, as dicts of columns."""
+
+    def stretch(self) -> Table:
+        """The same rows to read one stretch of: memory it takes on the way is free when it is let go."""
 
 
 # --- text files -------------------------------------------------------------------------------------------------------
@@ -73,6 +78,9 @@ class TextTable:
                 file.seek(self.starts[i])
                 out.append(self.parse(file.read(int(self.ends[i] - self.starts[i])).decode(), f"{self.name}, row {i + 1}"))
         return out
+
+    def stretch(self) -> Table:
+        return self
 
 
 def stamp_of(file: int | Path) -> tuple[int, int]:
@@ -225,7 +233,7 @@ def csv_rows(path: Path, name: str, limit: int, delimiter: str = ",", rename: Ma
         while line := file.readline(limit + 1):
             position += len(line)
             if position - begun > limit:
-                raise too_long(name, f"row {len(starts)}", limit)
+                raise too_long(name, f"row {len(starts) + 1}", limit)
             yield line.decode()
 
     with path.open("rb") as file:
@@ -265,6 +273,9 @@ class ArrowTable:
             return list(self.table[indices.start : indices.stop].to_pylist())
         return list(self.table[list(indices)].to_pylist())
 
+    def stretch(self) -> Table:
+        return ArrowTable(self.name, pickle.loads(pickle.dumps(self.table)))  # pickled as the file's path, so this maps it anew
+
 
 @dataclass(frozen=True)
 class MemoryTable:
@@ -278,6 +289,9 @@ class MemoryTable:
 
     def rows(self, indices: Sequence[int]) -> list[Row | None]:
         return [self.held[i] for i in indices]
+
+    def stretch(self) -> Table:
+        return self
 
 
 def cache_folder() -> str | None:
@@ -447,9 +461,12 @@ def scan(source: Source, strict: bool) -> Scan:
     kept, weight, identity, prompt, content = array("q"), array("d"), bytearray(), bytearray(), bytearray()
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
+    part = source
     for start in range(0, len(source.table), BATCH):
+        if start % STRETCH == 0:
+            part = dataclasses.replace(source, table=source.table.stretch())
         indices = range(start, min(start + BATCH, len(source.table)))
-        for i, record in zip(indices, source.records(indices), strict=True):
+        for i, record in zip(indices, part.records(indices), strict=True):
             if isinstance(record, Record) and record.tied and strict:
                 record = Dropped("tie")
             if isinstance(record, Dropped):
