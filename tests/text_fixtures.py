@@ -37,6 +37,7 @@ class Record:
 def trained_bpe() -> str:
     """JSON of a byte-level BPE of 400 tokens."""
     from pydoc_data.topics import topics
+
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
@@ -107,7 +108,8 @@ def tiny_folder(folder: Path, *, tokenizer: Any = None, **model: Any) -> Path:
 
 def tiny_records(n: int = 5) -> list[Record]:
     """Pairs of different lengths."""
-    words = "the value of this object is a list with items that are numbers or names and may be empty".split()
+    sentence = "the value of this object is a list with items that are numbers or names and may be empty"
+    words = sentence.split()
     return [
         Record(
             id=f"row-{i}",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from ...types import Key, Rows, Scored
+from ...types import Key, PreftuneError, Rows, Scored
 from .logprob import assemble, engine, pairs_of
 from .tokens import Tokens, token_digest
 
@@ -138,20 +138,24 @@ class CachedReference:
     """
 
     def __init__(self, policy: TextPolicy, cache: LogpCache | None = None) -> None:
+        if policy.overlay is None:
+            raise PreftuneError(
+                "a policy that trains was given to the cache; a frozen one is needed; pass policy.reference() or policy.copy()"
+            )
         self.policy, self.cache = policy, cache if cache is not None else LogpCache()
         self.uniform, self.independent, self.tokenizer = policy.uniform, policy.independent, policy.tokenizer
         self.hits = self.misses = 0
 
-    def key(self, prompt: Tokens, response: Tokens) -> bytes:
-        """16 bytes; see the class."""
+    def keys(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[bytes]:
+        """16 bytes for each (prompt, response); see the class."""
         head = f"{self.policy.fingerprint()} {engine(self.policy.network)}".encode()
-        return hashlib.blake2b(head + token_digest(prompt, response), digest_size=16).digest()
+        return [hashlib.blake2b(head + token_digest(*pair), digest_size=16).digest() for pair in pairs]
 
     @torch.no_grad()
     def score(self, rows: Rows) -> Scored:
         """As TextPolicy.score, without gradient."""
         pairs = pairs_of(rows, self.policy.bos)
-        keys = [self.key(*pair) for pair in pairs]
+        keys = self.keys(pairs)
         known = self.cache.get(keys)
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
         self.hits += len(keys) - len(missing)

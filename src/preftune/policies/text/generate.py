@@ -45,6 +45,7 @@ def generate(
     for name, prompt in zip(rows.id, prompts, strict=True):
         if not prompt:
             raise PreftuneError(f"row {name}: the prompt has no tokens and the tokenizer no bos token; give the row a prompt")
+    policy.network.check_length(max(map(len, prompts), default=0) + max_new_tokens)
     uniforms = numpy.stack([key.fold("sample", s).uniform(rows.id, max_new_tokens) for s in range(n)], axis=1)  # [B, n, T]
     choose = Choice(temperature, top_k, top_p)
     tokens: list[list[Tokens]] = [[()] * n for _ in prompts]
@@ -137,7 +138,9 @@ class Choice:
             scores = scores.masked_fill(scores < lowest, -torch.inf)
         law = scores.softmax(-1)
         if self.top_p < 1:
-            falling, order = law.sort(dim=-1, descending=True)
-            beyond = falling.cumsum(-1) - falling >= self.top_p  # the smallest set whose mass reaches top_p
-            law = law.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+            # the smallest set whose mass reaches top_p; tokens below the floor hold less than 1 - top_p together, so none is in it
+            floor = (1 - self.top_p) / law.shape[-1]
+            falling, order = law.topk(max(1, int((law >= floor).sum(-1).max())), dim=-1)
+            inside = falling.cumsum(-1) - falling < self.top_p
+            law = law * torch.zeros_like(law).scatter(1, order, inside.double())
         return law

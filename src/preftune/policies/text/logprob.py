@@ -1,13 +1,16 @@
 """Log-probabilities of completions: one causal pass, the head at completion positions only, in float32.
 
-Sequences are right-padded inside a batch, so that a causal model never sees the padding; what counts is told by lengths,
-never by a pad id. With `tokens_per_batch = 0` every sequence runs alone: no padding, and each value depends on its own prompt
-and response only. That is the default on a CPU, where it costs about 7 % on a 135M model and saves the padding.
+Two layouts give the same numbers up to rounding. "shared": every distinct prompt runs once, alone, and its responses follow
+in batches on its keys and values; best on a CPU. "padded": whole sequences in batches, prompts repeated; for accelerators,
+which want large batches, and for gradient checkpointing. Padding is on the right, where a causal model never sees it; what
+counts is told by lengths, never by a pad id. `tokens_per_batch = 0` runs every response alone: then a value depends on its own
+prompt and response only, by construction.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -43,27 +46,57 @@ def twin(module: nn.Module, **children: nn.Module) -> Any:
     return other
 
 
+class Store:
+    """Hidden states by key within a limit of bytes; the least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self.kept: OrderedDict[Any, Tensor] = OrderedDict()
+
+    def get(self, key: Any) -> Tensor | None:
+        """The tensor, marked as used, or None."""
+        if key in self.kept:
+            self.kept.move_to_end(key)
+        return self.kept.get(key)
+
+    def put(self, key: Any, value: Tensor) -> None:
+        """Keep a copy: a slice would keep its whole batch alive."""
+        self.size += value.nbytes - (self.kept[key].nbytes if key in self.kept else 0)
+        self.kept[key] = value.clone()
+        while self.size > self.limit:
+            self.size -= self.kept.popitem(last=False)[1].nbytes
+
+
+KeyValues = list[tuple[Tensor, Tensor]]  # of a prompt, per layer: [1, heads, P, d]
+
+
 class Network(nn.Module):
     """A causal language model together with the cuts that scoring needs: decoder (trunk and top) and head.
 
     Where only the last layers train, `trunk` are the frozen layers below; their hidden states of a sequence are computed
-    once and kept in memory up to `trunk_bytes` (least recently used go first), for the policy, its copies and all epochs.
+    once and kept in memory up to `trunk_bytes`, for the policy, its copies and all epochs. Every cut is compared with the
+    whole model on a probe sequence; where it differs it is not used, and `trunk_note` or `layout_note` says so.
     """
 
-    def __init__(self, module: Any, *, tokens_per_batch: int = 0, trunk_bytes: int = 1 << 30, checkpointing: bool = False) -> None:
+    def __init__(
+        self, module: Any, *, tokens_per_batch: int = 1024, layout: str = "shared", trunk_bytes: int = 1 << 30, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.module = module
-        self.tokens_per_batch, self.trunk_bytes, self.checkpointing = tokens_per_batch, trunk_bytes, checkpointing
+        self.tokens_per_batch, self.layout, self.checkpointing = tokens_per_batch, layout, checkpointing
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
         decoder = getattr(lm, lm.base_model_prefix)
         # kept outside the module tree: these share their parameters with `module`
         self.parts = {"lm": lm, "decoder": decoder, "head": twin(lm, **{lm.base_model_prefix: PassThrough()})}
-        self.states: OrderedDict[tuple[Tokens, Tokens], Tensor] = OrderedDict()
-        self.state_bytes = 0
+        self.cut = 0  #                        layers in the trunk
+        self.store = Store(trunk_bytes)
+        self.last: tuple[Tokens, KeyValues] | None = None  # the trunk's keys and values of the latest prompt
         self.exact_target = False
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
+        self.layout_note = f"{layout}, as asked"
         self.trunk_note = "none: every layer or an adapter trains"
         self.check_head()
+        self.check_layout()
         self.cut_trunk()
 
     @property
@@ -92,6 +125,15 @@ class Network(nn.Module):
         if self.lm.training != wanted:
             self.module.train(wanted)
 
+    def check_length(self, tokens: int) -> None:
+        """A sequence must fit into the positions that the model knows."""
+        limit = getattr(self.lm.config, "max_position_embeddings", None)
+        if limit is not None and tokens > limit:
+            raise PreftuneError(
+                f"a prompt and its response have {tokens} tokens together, but the model knows {limit} positions; "
+                "lower max_prompt, max_response or max_new_tokens"
+            )
+
     # --- the cuts ---------------------------------------------------------------------------------------------------
 
     def probe(self) -> Tensor:
@@ -104,7 +146,7 @@ class Network(nn.Module):
         """The head alone must give the whole model's logits; find out whether it is a plain matrix product."""
         self.mode()
         whole = self.lm(input_ids=self.probe(), use_cache=False).logits[0]
-        hidden = self.hidden_batch([self.probe()[0]])[0]
+        hidden = self.run_padded(self.parts["decoder"], "input_ids", [self.probe()[0]])[0]
         ours = self.logits(hidden)
         if not close(ours, whole):
             raise PreftuneError(
@@ -119,12 +161,31 @@ class Network(nn.Module):
         )
 
     @torch.no_grad()
+    def check_layout(self) -> None:
+        """The shared layout needs keys and values that can be kept; checkpointing recomputes layers and cannot have them."""
+        if self.layout != "shared":
+            return
+        decoder = self.parts["decoder"]
+        kinds = set(getattr(self.lm.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if self.checkpointing or kinds or "past_key_values" not in inspect.signature(decoder.forward).parameters:
+            self.layout, reason = "padded", "checkpointing" if self.checkpointing else "layers without keys and values"
+            self.layout_note = f"padded: {reason}"
+            return
+        ids = self.probe()[0]
+        whole = self.run_padded(decoder, "input_ids", [ids])[0]
+        first, kv = self.run_prompt(decoder, 0, input_ids=ids[None, : PROBE // 2])
+        rest = self.run_after(decoder, 0, kv, "input_ids", [ids[PROBE // 2 :], ids[PROBE // 2 : -2]])[0]
+        if not close(torch.cat([first, rest]), whole):
+            self.layout = "padded"
+            self.layout_note = f"padded: with kept keys and values {type(decoder).__name__} gives other numbers"
+
+    @torch.no_grad()
     def cut_trunk(self) -> None:
         """Cut the decoder below the first layer that trains, if the two halves give what the whole gives."""
         decoder = self.parts["decoder"]
         trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         lists = [(name, child) for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
-        if not trainable or not self.trunk_bytes or not lists:
+        if not trainable or not self.store.limit or not lists:
             self.trunk_note = "none: nothing trains, no memory was granted, or the layers were not found"
             return
         name, layers = lists[0]
@@ -139,75 +200,130 @@ class Network(nn.Module):
             return
         trunk = twin(decoder, **{name: layers[:cut], norms[0]: nn.Identity()})
         top = twin(decoder, **{name: layers[cut:]})
-        whole = self.run_decoder(decoder, input_ids=self.probe())
-        halves = self.run_decoder(top, inputs_embeds=self.run_decoder(trunk, input_ids=self.probe()))
-        if not torch.allclose(whole.float(), halves.float(), rtol=1e-5, atol=1e-5 * whole.abs().max().item()):
-            self.trunk_note = (
-                f"none: {type(decoder).__name__} in two halves differs from the whole by {(whole - halves).abs().max().item():.2g}"
-            )
+        whole = self.run_padded(decoder, "input_ids", [self.probe()[0]])[0]
+        halves = self.run_padded(top, "inputs_embeds", self.run_padded(trunk, "input_ids", [self.probe()[0]]))[0]
+        if not close(halves, whole):
+            self.trunk_note = f"none: {type(decoder).__name__} gives other numbers in two halves"
             return
         self.parts |= {"trunk": trunk, "top": top}
+        self.cut = cut
         self.trunk_note = f"the first {cut} of {len(layers)} layers are frozen and computed once per sequence"
 
-    # --- hidden states ----------------------------------------------------------------------------------------------
+    # --- running a decoder, whole or half: x is ids [T] or lower hidden states [T, d] -------------------------------
 
-    def run_decoder(self, decoder: Any, **inputs: Any) -> Tensor:
-        """Last hidden state [N, T, d]."""
-        return decoder(use_cache=False, return_dict=True, **inputs).last_hidden_state  # type: ignore[no-any-return]
-
-    def run_batch(self, decoder: Any, name: str, batch: Sequence[Tensor]) -> list[Tensor]:
-        """Hidden states [T_i, d] of sequences of ids [T_i] or of lower hidden states [T_i, d], right-padded together."""
+    def run_padded(self, decoder: Any, name: str, batch: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden states [T_i, d] of whole sequences, right-padded together."""
         lengths = [len(x) for x in batch]
-        padded = nn.utils.rnn.pad_sequence(list(batch), batch_first=True)  # [N, T] or [N, T, d]; zeros, hidden by causality and mask
-        inputs = {name: padded}
+        inputs = {name: nn.utils.rnn.pad_sequence(list(batch), batch_first=True)}  # [N, T] or [N, T, d]
         if min(lengths) < max(lengths):
-            steps = torch.arange(max(lengths), device=padded.device)
-            inputs["attention_mask"] = (steps < torch.tensor(lengths, device=padded.device)[:, None]).long()
-        hidden = self.run_decoder(decoder, **inputs)
+            inputs["attention_mask"] = self.mask(lengths)
+        hidden = decoder(use_cache=False, **inputs).last_hidden_state
         return [h[:n] for h, n in zip(hidden.unbind(0), lengths, strict=True)]
 
-    def hidden_batch(self, batch: Sequence[Tensor]) -> list[Tensor]:
-        """Hidden states of whole sequences of ids, by the whole decoder."""
-        return self.run_batch(self.parts["decoder"], "input_ids", batch)
+    def run_prompt(self, decoder: Any, first: int, **x: Tensor) -> tuple[Tensor, KeyValues]:
+        """Hidden states [P, d] of one prompt [1, P], and its keys and values; `first` is the number of the decoder's lowest layer."""
+        cache = kept_after(first, [], 1)
+        hidden = decoder(past_key_values=cache, use_cache=True, **x).last_hidden_state[0]
+        return hidden, [(layer.keys, layer.values) for layer in cache.layers]
+
+    def run_after(self, decoder: Any, first: int, kv: KeyValues, name: str, batch: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden states [T_i, d] of sequences that follow one prompt, right-padded together."""
+        lengths, prompt = [len(x) for x in batch], kv[0][0].shape[2]
+        inputs = {name: nn.utils.rnn.pad_sequence(list(batch), batch_first=True)}
+        mask = torch.cat([torch.ones(len(batch), prompt, dtype=torch.int64, device=self.device), self.mask(lengths)], 1)
+        positions = torch.arange(prompt, prompt + max(lengths), device=self.device)[None].expand(len(batch), -1)
+        cache = kept_after(first, kv, len(batch))
+        out = decoder(attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
+        return [h[:n] for h, n in zip(out.last_hidden_state.unbind(0), lengths, strict=True)]
+
+    def mask(self, lengths: Sequence[int]) -> Tensor:
+        """[N, max] int64, one where a sequence is."""
+        return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(self.device)
+
+    # --- hidden states ----------------------------------------------------------------------------------------------
 
     def hidden(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
         """Hidden states [T_i, d] that predict the T_i tokens of each response; the last prompt position predicts the first."""
         self.mode()
-        lengths = [len(prompt) + len(response) - 1 for prompt, response in pairs]
+        return self.hidden_shared(pairs) if self.layout == "shared" else self.hidden_padded(pairs)
+
+    def hidden_shared(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+        """Each distinct prompt once, its responses behind it. What is fed of a response is all but the last token."""
         out: list[Tensor] = [torch.empty(0)] * len(pairs)
-        for group in groups(lengths, self.tokens_per_batch):
-            chosen = [pairs[i] for i in group]
-            if "trunk" in self.parts:
-                states = self.run_batch(self.parts["top"], "inputs_embeds", self.trunk_states(chosen))
+        by_prompt: dict[Tokens, list[int]] = {}
+        for i, (prompt, _) in enumerate(pairs):
+            by_prompt.setdefault(prompt, []).append(i)
+        for prompt, members in by_prompt.items():
+            responses = [pairs[i][1] for i in members]
+            if self.cut:
+                start, bodies = self.trunk_shared(prompt, responses)
+                decoder, name = self.parts["top"], "inputs_embeds"
             else:
-                states = self.hidden_batch([self.ids(*pair) for pair in chosen])
+                start, bodies = self.ids(prompt), [self.ids(response[:-1]) for response in responses]
+                decoder, name = self.parts["decoder"], "input_ids"
+            state, kv = self.run_prompt(decoder, self.cut, **{name: start[None]})
+            after = self.follow(decoder, self.cut, kv, name, bodies)
+            for i, body in zip(members, after, strict=True):
+                out[i] = state[-1:] if body is None else torch.cat([state[-1:], body])
+        return out
+
+    def follow(self, decoder: Any, first: int, kv: KeyValues, name: str, bodies: Sequence[Tensor]) -> list[Tensor | None]:
+        """Hidden states [T_i, d] of all sequences behind one prompt, in batches; None for an empty one."""
+        out: list[Tensor | None] = [None] * len(bodies)
+        some = [i for i, body in enumerate(bodies) if len(body)]
+        prompt = kv[0][0].shape[2]
+        for group in groups([prompt + len(bodies[i]) for i in some], self.tokens_per_batch):
+            chosen = [some[g] for g in group]
+            for i, state in zip(chosen, self.run_after(decoder, first, kv, name, [bodies[i] for i in chosen]), strict=True):
+                out[i] = state
+        return out
+
+    @torch.no_grad()
+    def trunk_shared(self, prompt: Tokens, responses: Sequence[Tokens]) -> tuple[Tensor, list[Tensor]]:
+        """Frozen hidden states at the cut: [P, d] of the prompt and [T_i - 1, d] of each response, kept or computed."""
+        trunk = self.parts["trunk"]
+        start = self.store.get((prompt, ()))
+        known = {response: self.store.get((prompt, response)) for response in responses}
+        missing = [response for response, state in known.items() if state is None]
+        if start is None or missing:
+            if start is None or self.last is None or self.last[0] != prompt:
+                start, kv = self.run_prompt(trunk, 0, input_ids=self.ids(prompt)[None])
+                self.store.put((prompt, ()), start)
+                self.last = (prompt, kv)
+            fresh = self.follow(trunk, 0, self.last[1], "input_ids", [self.ids(response[:-1]) for response in missing])
+            for response, state in zip(missing, fresh, strict=True):
+                known[response] = start[:0] if state is None else state
+                self.store.put((prompt, response), known[response])  # type: ignore[arg-type]
+        return start, [known[response] for response in responses]  # type: ignore[misc]
+
+    def hidden_padded(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+        """Whole sequences in padded batches."""
+        out: list[Tensor] = [torch.empty(0)] * len(pairs)
+        for group in groups([len(prompt) + len(response) - 1 for prompt, response in pairs], self.tokens_per_batch):
+            chosen = [pairs[i] for i in group]
+            if self.cut:
+                states = self.run_padded(self.parts["top"], "inputs_embeds", self.trunk_padded(chosen))
+            else:
+                states = self.run_padded(self.parts["decoder"], "input_ids", [self.ids(p + r[:-1]) for p, r in chosen])
             for i, state in zip(group, states, strict=True):
                 out[i] = state[len(pairs[i][0]) - 1 :]
         return out
 
-    def ids(self, prompt: Tokens, response: Tokens) -> Tensor:
-        """What is fed: all but the last token, which nothing follows."""
-        return torch.tensor(prompt + response[:-1], device=self.device)
-
     @torch.no_grad()
-    def trunk_states(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
-        """Frozen hidden states [T_i, d] at the cut, from memory or computed and kept."""
-        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.states]
-        fresh = dict(
-            zip(missing, self.run_batch(self.parts["trunk"], "input_ids", [self.ids(*p) for p in missing]) if missing else (), strict=True)
-        )
-        found = []
-        for pair in pairs:
-            if pair in self.states:
-                self.states.move_to_end(pair)
-            found.append(fresh[pair] if pair in fresh else self.states[pair])
-        for pair, state in fresh.items():
-            self.states[pair] = state.clone()  # a slice would keep its whole batch alive
-            self.state_bytes += state.numel() * state.element_size()
-        while self.state_bytes > self.trunk_bytes:
-            _, old = self.states.popitem(last=False)
-            self.state_bytes -= old.numel() * old.element_size()
-        return found
+    def trunk_padded(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+        """Frozen hidden states [P + T_i - 1, d] at the cut, kept or computed."""
+        known = {pair: self.store.get(pair) for pair in pairs}
+        missing = [pair for pair, state in known.items() if state is None]
+        if missing:
+            fresh = self.run_padded(self.parts["trunk"], "input_ids", [self.ids(p + r[:-1]) for p, r in missing])
+            for pair, state in zip(missing, fresh, strict=True):
+                known[pair] = state
+                self.store.put(pair, state)
+        return [known[pair] for pair in pairs]  # type: ignore[misc]
+
+    def ids(self, tokens: Tokens) -> Tensor:
+        """[T] int64 on the device."""
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
     # --- head -------------------------------------------------------------------------------------------------------
 
@@ -245,8 +361,25 @@ class Network(nn.Module):
         """Per-token log-probabilities float32 [T_i] of each response given its prompt."""
         if not pairs:
             return []
+        self.check_length(max(len(prompt) + len(response) for prompt, response in pairs))
         targets = torch.tensor([token for _, response in pairs for token in response], device=self.device)
         return list(self.head_logp(torch.cat(self.hidden(pairs)), targets).split([len(response) for _, response in pairs]))
+
+
+def kept_after(first: int, kv: KeyValues, n: int) -> Any:
+    """A cache [n, heads, P, d] holding a prompt's keys and values n times, for layers numbered from `first`."""
+    from transformers import DynamicCache
+
+    class Numbered(DynamicCache):
+        """Layer `first` is its lowest: masks and lengths are read there."""
+
+        def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            return super().update(keys, values, layer_idx - first, *args, **kwargs)
+
+    cache = Numbered()
+    for i, (keys, values) in enumerate(kv):
+        cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), first + i)
+    return cache
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -316,6 +449,6 @@ def engine(network: Network) -> str:
             "preftune-text-1",
             f"torch-{torch.__version__} transformers-{transformers.__version__}",
             f"{network.device.type} {network.dtype} {network.lm.config._attn_implementation}",
-            f"batch-{'alone' if network.tokens_per_batch <= 0 else 'padded'} {sys.byteorder}",
+            f"{network.layout} {'alone' if network.tokens_per_batch <= 0 else 'batched'} cut-{network.cut} {sys.byteorder}",
         ]
     )

@@ -232,6 +232,7 @@ def load(
     trust_remote_code: bool = False,
     resize_embeddings: bool = False,
     tokens_per_batch: int | None = None,
+    layout: str = "auto",
     trunk_bytes: int = 1 << 30,
     seed: int = 0,
 ) -> TextPolicy:
@@ -242,14 +243,17 @@ def load(
     device            "auto", "cpu", "cuda", "cuda:1", "mps"; "auto" takes the best that is there
     dtype             "auto": bfloat16 where a CUDA device has it, otherwise float32
     lora_targets      names of linear layers, or "all-linear"; `seed` draws the adapter's first matrices
-    quantize          4 or 8: the frozen base through bitsandbytes (CUDA)
-    tokens_per_batch  padded tokens of one scoring pass; 0 runs every sequence alone, so that no value depends on the batch;
-                      None: 0 on a CPU, 16384 elsewhere
+    quantize          4 or 8: the frozen base through bitsandbytes
+    tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
+                      on the batch; None: 1024 on a CPU, 16384 elsewhere
+    layout            "shared": each prompt once, its responses behind it; "padded": whole sequences; "auto": shared on a CPU
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
     resize_embeddings say so if you added tokens to the tokenizer on purpose
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if layout not in ("auto", "shared", "padded"):
+        raise PreftuneError(f"layout is {layout!r}; known are auto, shared and padded; use one of them")
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source = find_source(model)
@@ -278,6 +282,7 @@ def load(
         ) from error
     fit_vocabulary(lm, tokenizer, resize_embeddings)
     no_dropout(lm)
+    keep_gradients(lm)
     if not quantize:
         lm.to(place)
     module = wrap(lm, train, adapter, lora_r, lora_alpha, lora_targets, quantize, seed)
@@ -286,7 +291,8 @@ def load(
     module.eval()
     network = Network(
         module,
-        tokens_per_batch=(0 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
+        tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
+        layout=("shared" if place.type == "cpu" else "padded") if layout == "auto" else layout,
         trunk_bytes=trunk_bytes,
         checkpointing=checkpointing,
     )
@@ -421,6 +427,13 @@ def no_dropout(lm: nn.Module) -> None:
             setattr(config, name, 0.0)
 
 
+def keep_gradients(lm: nn.Module) -> None:
+    """bitsandbytes repacks 4-bit layers for its CPU kernel when no gradient is wanted; the packed layer has no backward pass."""
+    for module in lm.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def quantization(bits: int, precision: torch.dtype, place: torch.device) -> Any:
     """The bitsandbytes configuration of QLoRA (NF4, double quantisation) or of 8 bits."""
     from importlib.util import find_spec
@@ -431,10 +444,8 @@ def quantization(bits: int, precision: torch.dtype, place: torch.device) -> Any:
         raise PreftuneError(
             f"quantize={bits} needs the package bitsandbytes, which is not installed; pip install bitsandbytes, or leave quantize out"
         )
-    if place.type != "cuda":
-        raise PreftuneError(
-            f"quantize={bits} was asked for on {place.type}; bitsandbytes bases run on CUDA here; leave quantize out or use a GPU"
-        )
+    if place.type == "mps":
+        raise PreftuneError(f"quantize={bits} was asked for on mps, where bitsandbytes does not run; leave quantize out or use device=cpu")
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
