@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ STATE, SEAL = "state.pt", "seal.json"
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as folder/step-<step>; an existing one of the same step is replaced."""
-    final = folder / f"step-{step:06d}"
+    """Write `state` as folder/step-<step>. A step that is there already was made by the same run and is kept."""
+    final = path_of(folder, step)
+    if final.exists():
+        return final
     aside = folder / f".writing-{final.name}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     torch.save({**state, "rng": rng_state()}, aside / STATE)
-    (aside / SEAL).write_text(json.dumps({"step": step, "bytes": (aside / STATE).stat().st_size, "blake2b": _digest(aside / STATE)}))
+    (aside / SEAL).write_bytes(_seal(aside / STATE))
     for name in (STATE, SEAL):
         _flush(aside / name)
     _flush(aside)
-    shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     _flush(folder)
     return final
@@ -41,44 +42,103 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 def load(path: Path) -> dict[str, Any]:
     """The state of one checkpoint folder; raises PreftuneError when it is incomplete or altered."""
-    seal = path / SEAL
-    if not seal.exists() or not (path / STATE).exists():
-        raise PreftuneError(f"{path} is not a complete checkpoint, needed {STATE} and {SEAL}; resume from another one")
-    found = _digest(path / STATE)
-    if found != json.loads(seal.read_text())["blake2b"]:
-        raise PreftuneError(f"{path / STATE} is corrupt: its checksum differs from {SEAL}; remove {path} and resume from an older checkpoint")
+    found = flaw(path)
+    if found:
+        raise PreftuneError(f"{path} {found}, needed {STATE} as it was written; remove {path} and resume from an older checkpoint")
     return torch.load(path / STATE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
+def flaw(path: Path) -> str:
+    """What is wrong with a checkpoint folder; empty where it is sound."""
+    missing = [name for name in (STATE, SEAL) if not (path / name).is_file()]
+    if missing:
+        return f"lacks {' and '.join(missing)}"
+    return "" if (path / SEAL).read_bytes() == _seal(path / STATE) else f"is corrupt: {STATE} is not the file that {SEAL} describes"
+
+
+def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state of the newest sound checkpoint, None where there is none, and what has to be told.
+
+    The run is a function of its checkpoint, so an older one leads to the same weights: damaged ones are renamed, not removed.
+    """
+    found = {step: flaw(path_of(folder, step)) for step in steps(folder)}
+    sound = [step for step, what in found.items() if not what]
+    if found and not sound:
+        flaws = "; ".join(f"step {step} {what}" for step, what in found.items())
+        raise PreftuneError(
+            f"no checkpoint in {folder} is sound ({flaws}), needed one to go on from; "
+            f"remove {folder} and resume again to start from the beginning"
+        )
+    notes = []
+    for step in [step for step in found if step > sound[-1]]:
+        damaged = path_of(folder, step)
+        aside = damaged.with_name(f"damaged-{damaged.name}-{time.time_ns()}")
+        os.replace(damaged, aside)
+        notes.append(f"{damaged} {found[step]}; it is now {aside.name}, and the run goes on from step {sound[-1]}, to the same weights")
+    return (load(path_of(folder, sound[-1])), notes) if sound else (None, [])
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The folder of one step."""
+    return folder / f"step-{step:06d}"
+
+
 def steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints of a run, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if (path / SEAL).exists())
+    """Steps of the checkpoints of a run, ascending."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
 def retain(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the last `keep` checkpoints and the best one, and whatever an interrupted write left."""
+    """Remove all but the last `keep` checkpoints and the best one."""
     for step in steps(folder)[:-keep]:
         if step != best:
-            shutil.rmtree(folder / f"step-{step:06d}")
-    for leftover in folder.glob(".writing-*"):
+            remove(path_of(folder, step))
+
+
+def remove(path: Path) -> None:
+    """Rename, then remove: a kill in between leaves no half checkpoint under its name."""
+    aside = path.with_name(f".removing-{path.name}-{os.getpid()}")
+    os.replace(path, aside)
+    shutil.rmtree(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted writes and removals left."""
+    for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
         shutil.rmtree(leftover)
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Fail before the first step when the folder cannot be written or the disk cannot hold what the run will write."""
+def check_room(folder: Path, once: int = 0, times: int = 1) -> None:
+    """Fail before the first step when the folder cannot be written or cannot hold what the run will write.
+
+    once   bytes of one checkpoint, allocated for a moment where the system can: quotas and limits of file size show only so
+    times  how many of these the disk has to hold
+    """
+    trial = folder / f".trial-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".trial-{os.getpid()}"
-        trial.write_bytes(b"preftune")
-        trial.unlink()
+        with open(trial, "wb") as file:
+            if once and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, once)
+            else:
+                file.write(b"preftune")
     except OSError as error:
-        raise PreftuneError(f"cannot write to {folder}: {error.strerror}; needed a writable folder; choose another with --out") from error
-    free = shutil.disk_usage(folder).free
-    if free < needed:
         raise PreftuneError(
-            f"{folder} has {free / 1e9:.1f} GB free, needed about {needed / 1e9:.1f} GB for checkpoints and the model; "
+            f"cannot write {_size(once)} to {folder}: {error.strerror}; needed a writable folder with room for a checkpoint; "
+            "choose another with --out, free some space, or raise the limit"
+        ) from error
+    finally:
+        trial.unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < once * times:
+        raise PreftuneError(
+            f"{folder} has {_size(free)} free, needed about {_size(once * times)} for checkpoints and the model; "
             "free some space, choose another --out, or lower keep"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def rng_state() -> dict[str, Any]:
@@ -105,9 +165,11 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _digest(path: Path) -> str:
+def _seal(path: Path) -> bytes:
+    """Size and checksum of a file, as the seal states them."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    return json.dumps({"bytes": path.stat().st_size, "blake2b": digest}).encode()
 
 
 def _flush(path: Path) -> None:

@@ -20,6 +20,7 @@ SHOWN = {
     "logp_chosen": "chosen",
     "logp_rejected": "rejected",
 }
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}  # name -> packages, one is enough
 
 
 class Log:
@@ -28,26 +29,29 @@ class Log:
     tracker: "tensorboard", "wandb" or "trackio", through accelerate; nothing is sent anywhere without one.
     """
 
-    def __init__(self, folder: Path, total: int, *, tracker: str | None = None, progress: bool = True, config: dict[str, Any] | None = None):
+    def __init__(
+        self, folder: Path, total: int, *, tracker: str | None = None, progress: bool = True, config: dict[str, Any] | None = None
+    ):
         self.path = folder / "metrics.jsonl"
         self.total, self.started, self.tokens = total, time.monotonic(), 0.0
+        self.before = 0.0  # seconds that a resumed run had taken
         self.history: list[dict[str, Any]] = []
         self._tracker = _tracker(tracker, folder, config or {}) if tracker else None
         self._bar = _Bar(total) if progress else None
 
     def rewind(self, step: int) -> None:
-        """Keep the lines up to `step`: what came after was not saved and will be made again."""
+        """Keep the lines up to the checkpoint at `step`, none at 0: what came after was not saved and will be made again."""
         if not self.path.exists():
             return
-        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        self.history = [line for line in lines if line["step"] <= step]
-        aside = self.path.with_suffix(".aside")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
-        os.replace(aside, self.path)
+        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        self.history = [line for line in map(json.loads, whole) if line["step"] <= step] if step else []
+        self.before = max((line["seconds"] for line in self.history), default=0.0)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """One line. Numbers that are not finite are written as null, which JSON knows."""
-        line = {"step": step, **{k: _finite(v) for k, v in metrics.items()}, "seconds": round(time.monotonic() - self.started, 3)}
+        seconds = round(self.before + time.monotonic() - self.started, 3)
+        line = {"step": step, **{k: _finite(v) for k, v in metrics.items()}, "seconds": seconds}
         self.history.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -63,6 +67,13 @@ class Log:
         """A sentence for people; printed above the bar."""
         if self._bar:
             self._bar.say(text)
+
+    def warn(self, text: str) -> None:
+        """A sentence that must not be missed: said without a bar too."""
+        if self._bar:
+            self._bar.say(text)
+        else:
+            print(text, file=sys.stderr)
 
     def close(self) -> None:
         if self._bar:
@@ -112,14 +123,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside, flush it and rename: readers find the old text or the new, never a part."""
+    aside = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that is unknown or not installed."""
     from importlib.util import find_spec
 
-    known = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
-    if name not in known:
-        raise PreftuneError(f"tracker is {name!r}, needed one of {', '.join(known)}, or none")
-    if not any(find_spec(module) for module in known[name]):
-        raise PreftuneError(f"the tracker {name} is not installed; install it with `pip install preftune[trackers]`, or leave tracker out")
+    if name not in TRACKERS:
+        raise PreftuneError(f"tracker is {name!r}, needed one of {', '.join(TRACKERS)}; leave tracker out for none")
+    if not any(find_spec(module) for module in TRACKERS[name]):
+        raise PreftuneError(
+            f"the tracker {name} was asked for and is not installed, needed the package {TRACKERS[name][0]}; "
+            "install it with `pip install preftune[trackers]`, or leave tracker out"
+        )
+
+
+def _tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:
+    check_tracker(name)
     from accelerate import Accelerator
 
     accelerator = Accelerator(log_with=name, project_dir=str(folder), cpu=True)

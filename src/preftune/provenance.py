@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -26,7 +27,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of the source tree, where preftune runs from one; "+" says that files were changed since."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
 
     def git(*arguments: str) -> str:

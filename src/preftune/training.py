@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import signal
 import threading
@@ -16,12 +15,18 @@ import torch
 
 from . import checkpoint
 from .collect import store
+from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
-from .learner import Diverged, GradientLearner, drift
-from .log import Log
-from .types import Context, Judge, Key, Method, Metrics, Policy, PreftuneError, Rows, needs_of
+from .learner import OPTIMISERS, GradientLearner, drift
+from .log import Log, check_tracker
+from .types import Collect, Context, Judge, Key, Method, Metrics, Policy, PreftuneError, Rows, RowsAgainst, needs_of
 
-LOWER_IS_BETTER = ("loss", "kl", "nll", "length")
+LOWER_IS_BETTER = ("loss", "kl", "nll", "length")  # and metrics whose names end so
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps after warm-up that is left -> share of the peak rate
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),
+    "constant": lambda left: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,23 @@ class TrainConfig:
         for name in [*positive, *(n for n in ("steps", "prompts_per_round", "kl_budget") if getattr(self, n) is not None)]:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise PreftuneError(f"{name} is {getattr(self, name)}, needed a finite number above 0; see `preftune train --help`")
+        for name in ("eval_every", "save_every", "clip", "weight_decay"):
+            if getattr(self, name) is not None and not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise PreftuneError(f"{name} is {getattr(self, name)}, needed a finite number of at least 0; see `preftune train --help`")
+        if not 0 <= self.beta1 < 1:
+            raise PreftuneError(f"beta1 is {self.beta1}, needed 0 <= beta1 < 1; 0.9 is usual")
+        for name, known in (("schedule", SCHEDULES), ("optimiser", OPTIMISERS)):
+            if getattr(self, name) not in known:
+                raise PreftuneError(f"{name} is {getattr(self, name)!r}, needed one of {', '.join(known)}; see `preftune train --help`")
         if not 0 <= self.warmup < 1:
             raise PreftuneError(f"warmup is {self.warmup}, needed a share 0 <= warmup < 1 of the steps")
         if (self.early_stop or self.kl_budget) and not self.eval_every:
-            raise PreftuneError("early_stop and kl_budget are looked at in evaluations, but eval_every is 0; set eval_every to a number of steps")
+            raise PreftuneError(
+                "early_stop or kl_budget is set and eval_every is 0, but they need evaluations during the run; "
+                "set eval_every to a number of steps"
+            )
+        if self.tracker:
+            check_tracker(self.tracker)
 
 
 class Feed(Protocol):
@@ -126,9 +144,7 @@ def schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
     def rate(step: int) -> float:
         if step < warm:
             return config.lr * (step + 1) / warm
-        left = (total - step) / max(total - warm, 1)
-        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
-        return config.lr * shape[config.schedule]
+        return config.lr * SCHEDULES[config.schedule]((total - step) / (total - warm))
 
     return rate
 
@@ -159,7 +175,9 @@ def check_labels(method: Method, rows: Rows) -> list[str]:
         )
     for label in declared.labels:
         if label != "ranked" and getattr(rows, label) is None:
-            raise PreftuneError(f"{name} reads {label}, but the rows have {', '.join(have) or 'no labels'}; see docs/data.md for the column")
+            raise PreftuneError(
+                f"{name} reads {label}, but the rows have {', '.join(have) or 'no labels'}; see docs/data.md for the column"
+            )
     read = {*declared.labels, *declared.optional}
     unread = [label for label in have if label not in read and label in ("prefer", "winrate")]
     return [f"the data carry {label}, which {name} does not read: only the order of the responses is used" for label in unread]
@@ -184,7 +202,7 @@ def run(
     """Train `policy` in place. `identity` is what a checkpoint must agree with to be resumed (method, hyperparameters, data)."""
     key = Key.of(config.seed)
     total, per_round, a_round = plan(method, len(feed), config)
-    online = method.collect_every == "step"
+    by_rounds = method.collect_every == "round"
     roles: dict[str, Policy] = {"current": policy}
     if needs_of(method.objective).reference:
         roles["reference"] = reference or policy.reference()
@@ -199,50 +217,61 @@ def run(
         clip=config.clip,
         micro_batch=config.micro_batch,
     )
-    saved = folder / "checkpoints"
+    saved, shelf = folder / "checkpoints", folder / "rounds"
     every = max(1, total // 10) if config.save_every is None else config.save_every
-    checkpoint.check_room(folder, (config.keep + 2) * 4 * _bytes(policy))
+    identity = {**(identity or {}), "seed": config.seed, "batch": config.batch, "optimiser": config.optimiser, "model": _fingerprint(roles)}
+    if by_rounds:
+        identity |= {"steps a round": per_round, "prompts a round": a_round}
     keeper = _Keeper(config)
-    step, moved = 0, False
-    if resume and checkpoint.steps(saved):
-        step, moved = _restore(learner, saved, keeper, identity or {})
+    _check_start(method, config, test, saved, shelf, resume)
+    checkpoint.sweep(saved)
+    checkpoint.check_room(folder, once=4 * _bytes(policy), times=config.keep + 2)
+    step = _restore(learner, saved, keeper, identity, log) if resume else 0
+    moved = learner.roles.get("reference") is not roles.get("reference")
+    store.forget(shelf, after=step // per_round)
     log.rewind(step)
     rows: Rows | None = None
-    stopped = "finished"
+    stopped = keeper.ended()
+
+    def evaluate(at: int) -> Metrics:
+        found = assess(learner, test, judges, config, key.fold("evaluate", at))
+        for metric in metrics:
+            found |= {name: float(value) for name, value in metric(policy, at).items()}
+        log.step(at, {"eval": found})
+        keeper.check(found)
+        return found
 
     def save(at: int) -> None:
-        state = {**learner.snapshot(), "step": at, "identity": dict(identity or {}), "keeper": keeper.state()}
+        state = {**learner.snapshot(), "step": at, "identity": identity, "keeper": keeper.state()}
         if moved:
             state["reference"] = learner.roles["reference"].state()
         checkpoint.save(saved, at, state)
         checkpoint.retain(saved, config.keep, keeper.best_step)
 
+    def collect(context: Context) -> Rows:
+        collected = method.collect(context)
+        check_labels(method, collected)
+        return collected
+
+    if config.eval_every and step == 0:
+        evaluate(0)  # where the run starts from; a metric's name that is wrong shows here
     with _Signals() as asked:
-        while step < total:
+        while step < total and stopped == "finished":
             number, within = divmod(step, per_round)
-            opponents = itertools.count()
-            if method.collect_every == "round":
+            if by_rounds:
                 if rows is None or within == 0:
-                    rows = _round(learner, method, feed, judges, folder, key, number, a_round)
+                    rows = _round(learner, collect, feed, judges, shelf, key, number, a_round)
                 batch = rows.take(positions(key.fold("round", number), len(rows), config.batch, within))
+                rows_against = _kept(batch)
             else:
                 batch = feed.rows(positions(key, len(feed), config.batch, step))
-
-            def rows_against(opponent: Policy) -> Rows:
-                if method.collect_every == "round":
-                    return batch
-                draw = key.fold("collect", step, next(opponents))
-                context = Context({**learner.roles, "opponent": opponent}, batch, judges, round=number, step=step, key=draw)
-                collected = method.collect(context)
-                if step == 0:
-                    for note in check_labels(method, collected):
-                        log.say(note)
-                return collected
-
+                rows_against = drawing(collect, learner.roles, batch, key.fold("collect", step), judges=judges, step=step)
+            begun = learner.steps
             try:
                 told: dict[str, Any] = dict(method.update(learner, rows_against))
-            except Diverged:
-                save(step)
+            except PreftuneError:  # NaN, or a judge without an answer: what was learned so far is kept, if nothing of this step was
+                if step and learner.steps == begun:
+                    save(step)
                 raise
             step += 1
             if _due(method, step, per_round) and "reference" in learner.roles:
@@ -251,40 +280,36 @@ def run(
             told["epoch"] = step * min(config.batch, a_round) / a_round
             log.step(step, told)
             if config.eval_every and (step % config.eval_every == 0 or step == total):
-                told["eval"] = assess(learner, test, judges, config, key.fold("evaluate", step), samples=online or config.kl_budget is not None)
-                for metric in metrics:
-                    told["eval"].update(metric(policy, step))
-                log.step(step, {"eval": told["eval"]})
-                stopped = keeper.verdict(step, told["eval"])
+                told["eval"] = evaluate(step)
+                keeper.look(step, told["eval"])
+                stopped = keeper.ended()
             for callback in callbacks:
                 if callback(Event(step, told, learner, folder)):
                     stopped = f"stopped by {getattr(callback, '__name__', 'a callback')} at step {step}"
             if asked.signal:
                 stopped = "interrupted"
-            if (every and step % every == 0) or step == total or stopped != "finished" or keeper.best_step == step:
+            ends = step == total or stopped != "finished" or (by_rounds and step % per_round == 0)
+            if ends or (every and step % every == 0) or keeper.best_step == step:
                 save(step)
-            if stopped != "finished":
-                break
     return Outcome(learner, step, stopped, log.history, keeper.best_step)
 
 
-def assess(
-    learner: GradientLearner, test: Feed | None, judges: Sequence[Judge], config: TrainConfig, key: Key, *, samples: bool
-) -> Metrics:
+def assess(learner: GradientLearner, test: Feed | None, judges: Sequence[Judge], config: TrainConfig, key: Key) -> Metrics:
     """Held-out loss, accuracy and drift where the method reads given rows; KL and win rate of fresh samples where it plays."""
     if test is None:
         raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
+    given = learner.method.collect_every == "run"
     rows = test.rows(range(min(config.eval_rows, len(test))))
     result: Metrics = {}
     with torch.no_grad():
-        if learner.method.collect_every == "run":
+        if given:
             context = Context({**learner.roles, "opponent": learner.policy}, rows, judges, key=key)
             scored = [learner.score(part) for part in learner._micro(learner.method.collect(context))]
             losses = [learner.method.objective(s) for s in scored]
             result["loss"] = float(sum(loss.row.sum() for loss in losses) / sum(_count(loss) for loss in losses))
             result |= {name: float(torch.cat([loss.metrics[name].double() for loss in losses]).mean()) for name in losses[0].metrics}
             result |= {name: value for name, value in drift(scored).items() if name != "tokens"}
-        if samples and "reference" in learner.roles:
+        if "reference" in learner.roles and (not given or config.kl_budget is not None):
             mine = learner.policy.sample(rows, 1, key.fold("current"))
             answered = rows.replace(response=mine, present=None)
             logp, ref = learner.policy.score(answered).logp, learner.roles["reference"].score(answered).logp
@@ -302,79 +327,111 @@ def _count(loss: Any) -> float:
 
 
 def _bytes(policy: Policy) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in policy.state().values())
+    """Of what trains; a checkpoint holds it up to four times: weights, two moments, a reference that moved."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
+
+
+def _fingerprint(roles: Mapping[str, Policy]) -> str | None:
+    """Of the weights that the run starts from, where the policy has one: a checkpoint holds only what trains."""
+    start: Any = roles.get("reference", roles["current"])
+    return start.fingerprint() if hasattr(start, "fingerprint") else None
 
 
 def _due(method: Method, step: int, per_round: int) -> bool:
     return step % (per_round if method.reference_every == "round" else method.reference_every) == 0
 
 
+def _check_start(method: Method, config: TrainConfig, test: Feed | None, saved: Path, shelf: Path, resume: bool) -> None:
+    """What can be refused before the first step."""
+    if not resume and (checkpoint.steps(saved) or shelf.exists()):
+        raise PreftuneError(
+            f"{saved.parent} holds checkpoints or rows of another run, needed a new folder; choose another, or resume that run"
+        )
+    if config.eval_every and test is None:
+        raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
+    if config.kl_budget is not None and not needs_of(method.objective).reference:
+        raise PreftuneError("kl_budget needs a reference to measure the KL to, but this method keeps none; leave kl_budget out")
+
+
 def _round(
-    learner: GradientLearner, method: Method, feed: Feed, judges: Sequence[Judge], folder: Path, key: Key, number: int, prompts: int
+    learner: GradientLearner, collect: Collect, feed: Feed, judges: Sequence[Judge], shelf: Path, key: Key, number: int, prompts: int
 ) -> Rows:
     """The rows of a round: collected once, kept on disk, read back by a resumed run and by later rounds."""
-    shelf = folder / "rounds"
     kept = store.path(shelf, number)
     if not kept.exists():
         chosen = positions(key.fold("prompts"), len(feed), prompts, number)
         past = [store.load(store.path(shelf, earlier), learner.policy) for earlier in range(number)]
-        context = Context(
-            {**learner.roles, "opponent": learner.policy}, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)
-        )
-        store.save(method.collect(context), kept)
-    rows = store.load(kept, learner.policy)
-    check_labels(method, rows)
-    return rows
+        roles = {**learner.roles, "opponent": learner.policy}
+        store.save(collect(Context(roles, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number))), kept)
+    return store.load(kept, learner.policy)
 
 
-def _restore(learner: GradientLearner, saved: Path, keeper: _Keeper, identity: Mapping[str, Any]) -> tuple[int, bool]:
-    """Put the newest checkpoint back; returns its step and whether the reference had moved."""
-    last = saved / f"step-{checkpoint.steps(saved)[-1]:06d}"
-    state = checkpoint.load(last)
+def _kept(batch: Rows) -> RowsAgainst:
+    return lambda opponent: batch
+
+
+def _restore(learner: GradientLearner, saved: Path, keeper: _Keeper, identity: Mapping[str, Any], log: Log) -> int:
+    """Put the newest sound checkpoint back; returns its step, 0 where none was written yet."""
+    state, notes = checkpoint.newest(saved)
+    for note in notes:
+        log.warn(note)
+    if state is None:
+        return 0
     for name, value in identity.items():
         if state["identity"].get(name) != value:
             raise PreftuneError(
-                f"{last} was made with {name} = {state['identity'].get(name)!r}, but this run has {value!r}; "
+                f"{saved.parent} was made with {name} = {state['identity'].get(name)!r}, but this run has {value!r}; "
                 "resume with the same settings, or start a new run in another folder"
             )
     learner.restore(state)
     keeper.load(state["keeper"])
     if "reference" in state:
-        reference = learner.policy.copy()
-        reference.load(state["reference"])
-        learner.roles["reference"] = reference
+        moved = learner.policy.copy()
+        moved.load(state["reference"])
+        learner.roles["reference"] = moved
     checkpoint.restore_rng(state["rng"])
-    return int(state["step"]), "reference" in state
+    return int(state["step"])
 
 
 class _Keeper:
-    """Remembers the best evaluation and decides when to stop."""
+    """Remembers the best evaluation and says when the run has to end."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
         self.best: float | None = None
         self.best_step: int | None = None
         self.worse = 0
+        self.kl: float | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "worse": self.worse}
+        return {"best": self.best, "best_step": self.best_step, "worse": self.worse, "kl": self.kl}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.best, self.best_step, self.worse = state["best"], state["best_step"], state["worse"]
+        self.best, self.best_step, self.worse, self.kl = (state[name] for name in ("best", "best_step", "worse", "kl"))
 
-    def verdict(self, step: int, metrics: Metrics) -> str:
+    def check(self, metrics: Metrics) -> None:
+        """Refuse a name that no evaluation gives."""
+        if self.config.early_stop and self.config.early_stop not in metrics:
+            given = ", ".join(sorted(metrics)) or "nothing"
+            raise PreftuneError(f"early_stop is {self.config.early_stop!r}, but the evaluation gave {given}; choose one of these")
+
+    def look(self, step: int, metrics: Metrics) -> None:
+        """Take in an evaluation. A metric that is not a number is no improvement."""
         name = self.config.early_stop or ("accuracy" if "accuracy" in metrics else "winrate" if "winrate" in metrics else "loss")
-        if self.config.early_stop and name not in metrics:
-            raise PreftuneError(f"early_stop is {name!r}, but the evaluation gave {', '.join(sorted(metrics))}; choose one of these")
+        self.kl = metrics.get("kl")
         if name in metrics:
-            value = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
-            self.worse = 0 if self.best is None or value > self.best else self.worse + 1
-            if self.worse == 0:
+            value = -metrics[name] if name.endswith(LOWER_IS_BETTER) else metrics[name]
+            better = not math.isnan(value) and (self.best is None or value > self.best)
+            self.worse = 0 if better else self.worse + 1
+            if better:
                 self.best, self.best_step = value, step
-        if self.config.kl_budget is not None and "kl" in metrics and metrics["kl"] > self.config.kl_budget:
-            return f"stopped at step {step}: KL {metrics['kl']:.3f} is above the budget of {self.config.kl_budget:g} nats"
+
+    def ended(self) -> str:
+        """ "finished" while the run may go on to its end, otherwise the rule that stops it: a resumed run hears the same."""
+        if self.config.kl_budget is not None and self.kl is not None and self.kl > self.config.kl_budget:
+            return f"stopped: KL {self.kl:.3f} to the reference is above the budget of {self.config.kl_budget:g} nats"
         if self.config.early_stop and self.worse >= self.config.patience:
-            return f"stopped at step {step}: {name} has not improved for {self.worse} evaluations (best at step {self.best_step})"
+            return f"stopped: {self.config.early_stop} has not improved for {self.worse} evaluations (best at step {self.best_step})"
         return "finished"
 
 
