@@ -20,7 +20,7 @@ from .log import Log
 from .policies.tabular import TabularPolicy
 from .probe import probe
 from .reference import none
-from .registry import compose, import_function, lookup, resolve_method, signature_of, split_settings
+from .registry import import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
 from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of
 
@@ -252,7 +252,9 @@ def prepare(method: Any, settings: Mapping[str, Any]) -> Composed:
     else:
         function, name = resolve_method(method), method
     hyperparameters, given = split_settings(function, TrainConfig, settings)
-    composed = compose(function, hyperparameters)
+    composed = function(**hyperparameters)
+    if not isinstance(composed, Method):
+        raise PreftuneError(f"{name} returned {type(composed).__name__}, needed a Method; see CONTRIBUTING.md for a worked example")
     defaults = {key: setting.default for key, setting in signature_of(function).items()}
     recommended = {key: value for key, value in composed.recipe.items() if key not in given}
     notes = list(composed.notes)

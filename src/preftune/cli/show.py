@@ -57,7 +57,7 @@ def catalogue() -> dict[str, dict[str, str]]:
 
 def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
     """All that `show METHOD` prints, as plain values."""
-    from ..api import compose
+    from ..api import prepare
     from ..registry import REQUIRED, resolve_method, signature_of, words
 
     function = resolve_method(name)
@@ -73,7 +73,7 @@ def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
         "file": inspect.getsourcefile(function),
     }
     try:
-        return facts | composition(compose(name, settings).method)
+        return facts | composition(prepare(name, settings).method)
     except PreftuneError as error:  # a method may insist on a value; what it says then is worth printing
         if settings:
             raise
