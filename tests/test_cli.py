@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from preftune import methods
-from preftune.api import compose
+from preftune.api import prepare
 from preftune.cli import VERBS, main, output
 from preftune.data.synthetic import arithmetic
 from preftune.registry import lookup, parse, resolve_method, signature_of, split_settings
@@ -222,7 +222,7 @@ def number(x: int = 3) -> int:
 def test_a_method_from_outside_is_found_by_module_and_by_file(preftune: Run, tmp_path: Path) -> None:
     (tmp_path / "outsiders").mkdir()
     (tmp_path / "outsiders" / "mine.py").write_text(MINE)
-    assert compose("outsiders.mine:method", {"beta": "0.5"}).hyperparameters == {"beta": 0.5}
+    assert prepare("outsiders.mine:method", {"beta": "0.5"}).hyperparameters == {"beta": 0.5}
     code, said, _ = preftune("show", "outsiders/mine.py:method", "--json")
     assert code == 0 and json.loads(said)["hyperparameters"]["beta"]["default"] == 0.3
 
@@ -275,7 +275,7 @@ def test_a_copied_method_is_the_method(preftune: Run, tmp_path: Path, name: str)
     function = methods.METHODS[name]
     ours = resolve_method(f"{file}:{function.__name__}")
     settings = {"gamma_beta_ratio": 0.5} if name == "simpo" else {}
-    a, b = compose(function, settings).method, compose(ours, settings).method
+    a, b = prepare(function, settings).method, prepare(ours, settings).method
     assert ours.__code__.co_code == function.__code__.co_code and (a.collect_every, a.recipe) == (b.collect_every, b.recipe)
 
 

@@ -1,6 +1,6 @@
 """preftune optimises generative models from preferences: language models and exact games under one set of types.
 
-    preftune.train(policy, "rpo", data, beta=0.1)
+    run = preftune.train("path/of/a/model", "rpo", "pairs.jsonl", beta=0.1)
 
 Importing the package imports no torch: a public name is looked up in its module when it is first used.
 """
@@ -13,20 +13,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 PUBLIC = {
-    "train": "preftune.api",
-    "evaluate": "preftune.api",
-    "generate": "preftune.api",
-    "play": "preftune.arena",
-    "resolve_method": "preftune.registry",
-    "PreftuneError": "preftune.types",
-    "Key": "preftune.types",
-    "Rows": "preftune.types",
-    "Scored": "preftune.types",
-    "Loss": "preftune.types",
-    "Needs": "preftune.types",
-    "needs": "preftune.types",
-    "Context": "preftune.types",
-    "Method": "preftune.types",
+    name: f"preftune.{module}"
+    for module, names in {
+        "api": "train plan resume evaluate generate merge load_data load_policy",
+        "arena": "play",
+        "registry": "resolve_method",
+        "types": "PreftuneError Key Rows Scored Loss Needs needs Context Method Policy Judge",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [*PUBLIC, "__version__"]
