@@ -22,7 +22,7 @@ from .probe import probe
 from .reference import none
 from .registry import import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
-from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of
+from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of, parts_of
 
 
 @dataclass
@@ -118,7 +118,7 @@ def train(
         "test": _source(test),
         "judge": judge if isinstance(judge, str) else None if judge is None else type(judge).__name__,
         **call,
-        "formula": (getattr(composed.objective, "func", composed.objective).__doc__ or "").strip(),
+        "formula": "\n\n".join((part.__doc__ or "").strip() for part in parts_of(composed.objective)),
         "reference": getattr(policy, "reference_kind", "copy of the weights that train"),
         "command": provenance.command(),
         "commit": provenance.commit(),
@@ -394,14 +394,22 @@ def _measure(
     if held_out is not None and hasattr(held_out, "data") and len(held_out.data[0].responses) > 1:
         pairs = dataclasses.replace(held_out, columns=2)
         n = min(config.eval_rows, len(pairs))
-        batches = (pairs.rows(range(at, min(at + config.micro_batch, n))) for at in range(0, n, config.micro_batch))
-        found |= measures.held_out(policy, reference, batches, beta=beta, seed=key.seed)
+        found |= _pairs(policy, reference, pairs, n, config.micro_batch, beta, key.seed)
     drawn = None
     if prompts is not None:
         judge = judges[0] if judges else None
         drawn = measures.draw(policy, prompts, 1, key, judge=judge if hasattr(judge, "score") else None, decoding=decoding)
         found |= measures.on_samples(policy, drawn, reference=reference, key=key)
     return found, drawn
+
+
+def _pairs(policy: Any, reference: Any, feed: Any, n: int, batch: int, beta: float, seed: int) -> measures.Evaluation:
+    """The first n held-out pairs. Under one common prompt the texts are the sample: pairs that share a text are not independent."""
+    batches = (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch))
+    records = feed.data.records(range(n))
+    one_prompt = len({str(record.prompt) for record in records}) == 1
+    clusters = [frozenset(record.responses) for record in records] if one_prompt else None
+    return measures.held_out(policy, reference, batches, beta=beta, clusters=clusters, seed=seed)
 
 
 def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: Mapping[str, Any], doc: str) -> None:
@@ -458,8 +466,7 @@ def evaluate(
     key = Key.of(seed)
     found: measures.Evaluation = {}
     if columns:
-        batches = (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch))
-        found |= measures.held_out(policy, other, batches, beta=beta, seed=seed)
+        found |= _pairs(policy, other, feed, n, batch, beta, seed)
     prompts = _prompts(feed, samples)
     if prompts is not None:
         asked = resolve_judge(judge) if judge is not None else None

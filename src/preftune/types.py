@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
@@ -213,6 +213,17 @@ def needs_of(objective: Any) -> Needs:
             )
         objective = objective.func
     return objective.needs  # type: ignore[no-any-return]
+
+
+def parts_of(objective: Any) -> Iterator[Any]:
+    """The functions that carry the formulas, inside functools.partial and the combinations that name their `parts`."""
+    while not hasattr(objective, "parts") and hasattr(objective, "func"):
+        objective = objective.func
+    if not hasattr(objective, "parts"):
+        yield objective
+        return
+    for part in objective.parts:
+        yield from parts_of(part)
 
 
 # --- who acts -------------------------------------------------------------------------------------------------------

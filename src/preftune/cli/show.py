@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -82,7 +82,7 @@ def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
 
 def composition(method: Method) -> dict[str, Any]:
     """The four parts of a method, the formulas of its objective, what it needs and what it recommends."""
-    from ..types import needs_of
+    from ..types import needs_of, parts_of
 
     needs = needs_of(method.objective)
     objectives = list(parts_of(method.objective))
@@ -104,18 +104,6 @@ def composition(method: Method) -> dict[str, Any]:
         },
         "recipe": dict(method.recipe),
     }
-
-
-def parts_of(objective: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The functions with the formulas, inside `add`, `scale` and functools.partial."""
-    while isinstance(objective, partial):
-        objective = objective.func
-    held = inspect.getclosurevars(objective).nonlocals.values()
-    inner = [one for value in held for one in (value if isinstance(value, tuple) else (value,)) if callable(one)]
-    if not inner:
-        yield objective
-    for one in inner:
-        yield from parts_of(one)
 
 
 def name_of(part: Any) -> str:

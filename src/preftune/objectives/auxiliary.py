@@ -39,7 +39,7 @@ def scale(objective: Objective, weight: float) -> Objective:
         loss = objective(s)
         return Loss(weight * loss.row, loss.metrics, loss.count)
 
-    scaled.needs = needs_of(objective)  # type: ignore[attr-defined]
+    scaled.needs, scaled.parts = needs_of(objective), (objective,)  # type: ignore[attr-defined]
     return scaled
 
 
@@ -61,6 +61,7 @@ def add(*objectives: Objective) -> Objective:
             metrics.update(loss.metrics)
         return Loss(row, metrics)  # type: ignore[arg-type]
 
+    total.parts = objectives  # type: ignore[attr-defined]
     parts = [needs_of(objective) for objective in objectives]
     columns = [part.columns for part in parts]
     numbers = [c for c in columns if isinstance(c, int)]
