@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -340,3 +342,14 @@ def test_an_implicit_prompt_and_its_responses_join_to_the_texts(head: str, a: st
         assert [found.prompt + response for response in found.responses] == [row["chosen"], row["rejected"]]
     else:
         assert found.reason in ("identical responses", "empty response")
+
+
+def test_the_page_shows_two_rows_of_every_format_that_are_read_as_that_format():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^### ([a-z-]+)\n.*?```jsonl\n(.*?)```", page, re.MULTILINE | re.DOTALL))
+    assert set(shown) == set(FORMATS) - {"text"}
+    for name, block in shown.items():
+        rows = [json.loads(line) for line in block.splitlines()]
+        assert len(rows) == 2 and [recognise(row, "x") for row in rows] == [name, name]
+        for row in rows:
+            read(row)

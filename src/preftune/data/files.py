@@ -115,7 +115,7 @@ def too_long(name: str, place: str, limit: int) -> PreftuneError:
     """The refusal of a row that is probably no row."""
     return PreftuneError(
         f"{name}, {place}: found more than {limit:,} bytes, needed at most max_line_bytes = {limit:,}; "
-        "is this one row? If it is, raise max_line_bytes (--max-line-bytes)"
+        f"is this one row? If it is, raise the limit (--read max_line_bytes={4 * limit})"
     )
 
 
