@@ -30,7 +30,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 test: dev
-	$(TESTING) $(BIN)/python -m pytest -m "not slow and not real"
+	$(TESTING) $(BIN)/python -m pytest
 
 slow: dev
 	$(TESTING) $(BIN)/python -m pytest -m "slow or real"

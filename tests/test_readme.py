@@ -5,7 +5,9 @@ A comment on the line above a block says otherwise:
 
     <!-- ci: file NAME -->     write the block to NAME instead of running it
     <!-- ci: skip REASON -->   not run
-    <!-- ci: slow REASON -->   run by `make slow` only, in a session of its own
+    <!-- ci: slow REASON -->   run by `make slow` only, by itself and in the checkout
+
+The folder shows the checkout's tests, which a page may run.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ class Block:
 def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page that name a language."""
     return [
-        Block(found["language"], found["text"], page[: found.start("text")].count("\n") + 1, found["how"] or "run", found["what"] or "")
+        Block(found["language"], found["text"], page[: found.start("text")].count("\n"), found["how"] or "run", found["what"] or "")
         for found in BLOCK.finditer(page)
     ]
 
 
 def session(chosen: list[Block]) -> str:
     """One Python program that does what a reader does: runs blocks in order, sharing names, and says where it is."""
-    lines = ["import subprocess, sys", "names = {'__name__': '__main__'}"]
+    lines = ["import os, subprocess, sys", "sys.path.insert(0, os.getcwd())", "names = {'__name__': '__main__'}"]
     for block in chosen:
         lines.append(f"print('--- line {block.line}', flush=True)")
         if block.how == "file":
@@ -61,16 +63,18 @@ def session(chosen: list[Block]) -> str:
     return "\n".join(lines)
 
 
-def run(chosen: list[Block], folder: Path) -> None:
+def run(chosen: list[Block], folder: Path, where: Path | None = None) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
     program = folder / ".session.py"
     program.write_text(session(chosen), encoding="utf-8")
-    ran = subprocess.run([sys.executable, program], cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    ran = subprocess.run([sys.executable, program], cwd=where or folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_snippet_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    for name in ("tests", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
     run([block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")], tmp_path)
 
 
@@ -80,7 +84,7 @@ SLOW = [(page, block) for page in PAGES for block in blocks((ROOT / page).read_t
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), SLOW, ids=[f"{page} line {block.line}" for page, block in SLOW])
 def test_a_long_command_runs(page: str, block: Block, tmp_path: Path) -> None:
-    run([block], tmp_path)
+    run([block], tmp_path, where=ROOT)
 
 
 def test_a_skipped_block_says_why() -> None:
