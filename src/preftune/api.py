@@ -180,6 +180,7 @@ def resume(
             f"{folder} was started from objects in Python, needed names of files; call preftune.train(..., out=..., resume=True)"
         )
     given = ("test", "load", "max_prompt", "max_response", "samples", "decoding")
+    settings = {**made["hyperparameters"], **made["train"]}  # one that has the name of an argument of train kept its default
     return train(
         made["model"],
         made["method"],
@@ -190,8 +191,7 @@ def resume(
         progress=progress,
         resume=True,
         **{name: made[name] for name in given},
-        **made["hyperparameters"],
-        **made["train"],
+        **{name: value for name, value in settings.items() if name not in given},
     )
 
 
@@ -315,10 +315,9 @@ def _open(
     data = load_data(data)
     share = _share(test)
     data, test = data.split(share, seed) if share is not None else (data, None if test is None else load_data(test))
-    notes = []
-    data, dropped = usable(data, columns)
-    if dropped:
-        notes.append(f"{dropped} undesirable responses are left out: this method imitates what it reads")
+    data, notes = usable(data, columns)
+    if test is not None:
+        test, _ = usable(test, columns)
     torch.manual_seed(seed)  # a fresh adapter is the one thing that is drawn before the first step
     policy = load_policy(model, **(load or {}))
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)

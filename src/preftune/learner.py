@@ -52,8 +52,12 @@ class GradientLearner:
     ):
         if optimiser not in OPTIMISERS:
             raise PreftuneError(f"optimiser is {optimiser!r}, needed one of {', '.join(OPTIMISERS)}")
+        if micro_batch < 1:
+            raise PreftuneError(f"micro_batch is {micro_batch}, needed at least 1: the rows of one forward pass")
         self.policy, self.method, self.roles = policy, method, dict(roles)
         self.needs: Needs = needs_of(method.objective)
+        if self.needs.reference and "reference" not in self.roles:
+            raise PreftuneError(f"the objective reads a reference, but the roles are {', '.join(roles)}; give roles['reference']")
         self.lr = lr if callable(lr) else lambda step, value=lr: value
         self.clip, self.micro_batch = clip, micro_batch
         self.parameters = policy.parameters()
@@ -140,7 +144,7 @@ class GradientLearner:
         return [_detach(whole)], [_detach_loss(loss)]
 
     def _check(self, rows: Rows, row: Tensor) -> float:
-        """The gradient's norm after clipping has been applied; raises Diverged with row ids when something is not finite."""
+        """Clip, and return the norm before it; raises Diverged with row ids when something is not finite."""
         bad = (~torch.isfinite(row)).nonzero().flatten().tolist()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
@@ -150,7 +154,7 @@ class GradientLearner:
                     gradient.mul_(self.clip / norm)
             return norm
         what = "loss" if bad else "gradient"
-        ids = [rows.id[i] for i in bad] or self._culprits(rows)
+        ids = ([] if self.needs.batch else [rows.id[i] for i in bad]) or self._culprits(rows)
         self.optimiser.zero_grad(set_to_none=True)
         raise Diverged(
             f"the {what} is not finite at step {self.steps + 1}, caused by rows {ids[:10]}{' ...' if len(ids) > 10 else ''}; "
@@ -163,12 +167,13 @@ class GradientLearner:
         found = []
         for i in range(len(rows)):
             self.optimiser.zero_grad(set_to_none=True)
-            scored = self.score(rows.take([i]))
-            if not self.needs.batch:
-                self.method.objective(scored).row.sum().backward()
+            part = rows.take([i])
+            scored = self.score(part)
+            known = [scored.logp] + ([] if scored.ref_logp is None else [scored.ref_logp])
+            finite = all(bool(torch.isfinite(x).all()) for x in known)
+            if finite and not self.needs.batch:
+                _weighted(part, self.method.objective(scored)).sum().backward()
                 finite = all(bool(torch.isfinite(p.grad).all()) for p in self.parameters if p.grad is not None)
-            else:
-                finite = bool(torch.isfinite(scored.logp).all())
             if not finite:
                 found.append(rows.id[i])
         return found or list(rows.id)

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-__all__ = ["log1mexp", "logsigmoid", "sigmoid", "softplus", "variance"]
+from .types import PreftuneError
+
+__all__ = ["log1mexp", "logsigmoid", "positive", "sigmoid", "softplus", "variance"]
 
 LN2 = math.log(2.0)
+
+
+def positive(name: str, value: float, meaning: str) -> None:
+    """Refuse a hyperparameter that is not a finite number above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise PreftuneError(f"{name} is {value}, needed a finite number above 0; {meaning}")
 
 
 def sigmoid(x: Tensor) -> Tensor:

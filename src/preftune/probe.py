@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .policies.tabular import TableResponses
+from .reference import none
 from .types import Method, Needs, PreftuneError, Rows, Scored, needs_of
 
 
@@ -14,6 +15,8 @@ def probe(method: Method) -> None:
     scored = random_scored(declared, rows=2)
     name = getattr(method.objective, "func", method.objective)
     name = getattr(name, "__name__", repr(name))
+    if declared.reference and method.reference is none:
+        raise PreftuneError(f"{name} reads ref_logp, but the method keeps no reference; use reference=frozen or a reference-free objective")
     with torch.enable_grad():
         loss = method.objective(scored)
         if tuple(loss.row.shape) != (2,):

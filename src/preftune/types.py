@@ -342,8 +342,11 @@ class Method:
     notes: tuple[str, ...] = ()  #                            said once when a run starts
 
     def __post_init__(self) -> None:
-        if getattr(self.update, "redraws", False) and self.collect_every != "step":
+        if self.collect_every not in ("run", "round", "step"):
+            raise PreftuneError(f"collect_every is {self.collect_every!r}, needed 'run', 'round' or 'step'; offline methods take 'run'")
+        rule = getattr(self.update, "func", self.update)
+        if getattr(rule, "redraws", False) and self.collect_every != "step":
             raise PreftuneError(
-                f"the update rule {getattr(self.update, '__name__', self.update)!r} draws twice within a step, "
+                f"the update rule {getattr(rule, '__name__', rule)!r} draws twice within a step, "
                 f"but collect_every is {self.collect_every!r}; use collect_every='step'"
             )

@@ -45,6 +45,11 @@ def against_opponent(ctx: Context, *, pairs: Pairs = "policy", samples: int = 2,
                      differ by P(y beats y') - 1/2, the pair form of online IPO; the opponent role is then not asked
     pairs="uniform"  drawn by the policy's stand-in for a uniform law and judged against fresh draws of the opponent
     """
+    if samples < 2 or opponents < 1:
+        raise PreftuneError(
+            f"samples is {samples} and opponents is {opponents}, needed samples >= 2 and opponents >= 1: "
+            "the loss compares responses of one prompt with one another; raise them"
+        )
     current = ctx.roles["current"]
     if pairs == "policy":
         y = z = current.sample(ctx.feed, samples, ctx.key.fold("pair"))

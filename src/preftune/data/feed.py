@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ..policies.text.tokens import encode
@@ -54,8 +55,6 @@ def narrow(record: Record, columns: int | Literal["K"]) -> Record:
             + ("give a response" if columns == 1 else "use chosen and rejected columns, or kto for single labelled responses")
         )
     if columns == 1:
-        if record.desirable is not None and not record.desirable[0]:
-            raise PreftuneError(f"{record.where or record.id}: an undesirable response cannot be imitated; remove the row or use kto")
         kept = [0]
     elif record.ranked or found == columns:
         kept = list(range(found)) if found == columns else [0, found - 1]
@@ -72,9 +71,16 @@ def narrow(record: Record, columns: int | Literal["K"]) -> Record:
     )
 
 
-def usable(data: Any, columns: int | Literal["K"]) -> tuple[Any, int]:
-    """The rows that an objective of so many columns can read, and how many were left out: imitation skips what is undesirable."""
-    if columns != 1 or not len(data) or data[0].desirable is None:
-        return data, 0
-    kept = [i for i in range(len(data)) if (data[i].desirable or [True])[0]]
-    return data.select(kept), len(data) - len(kept)
+def usable(data: Any, columns: int | Literal["K"]) -> tuple[Any, list[str]]:
+    """The rows that an objective of so many columns can read, and what was left out, in words; before the first step."""
+    if columns in (0, "K"):
+        return data, []
+    few, bad = data.columns < columns, (data.columns >= 1) & ~data.imitable if columns == 1 else np.zeros(len(data), bool)
+    if few.all():
+        narrow(data[0], columns)  # says what the first row has and what is needed
+    notes = [f"{int(few.sum())} rows are left out: fewer than {columns} responses"] if few.any() else []
+    notes += [f"{int(bad.sum())} rows are left out: an undesirable response is not imitated"] if bad.any() else []
+    kept = np.flatnonzero(~few & ~bad)
+    if not len(kept):
+        raise PreftuneError(f"all {len(data)} rows are undesirable or too short, needed responses to imitate; use kto for labelled ones")
+    return (data if len(kept) == len(data) else data.select(kept)), notes

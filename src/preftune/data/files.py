@@ -447,6 +447,8 @@ class Scan:
     prompt: np.ndarray  #   uint64, hash of the prompt
     content: np.ndarray  #  uint64, hash of id, prompt, responses and labels
     weight: np.ndarray  #   float64
+    columns: np.ndarray  #  uint16, number of responses
+    imitable: np.ndarray  # bool, the first response is not labelled undesirable
     counts: Counter[str]
     dropped: Counter[str]
 
@@ -459,6 +461,7 @@ def hash8(value: str) -> bytes:
 def scan(source: Source, strict: bool) -> Scan:
     """Convert every row once, so that the last row's mistake is found before training begins."""
     kept, weight, identity, prompt, content = array("q"), array("d"), bytearray(), bytearray(), bytearray()
+    columns, imitable = array("H"), bytearray()
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     part = source
@@ -475,6 +478,8 @@ def scan(source: Source, strict: bool) -> Scan:
             name, digest = identify(record)
             kept.append(i)
             weight.append(record.weight)
+            columns.append(min(len(record.responses), 65535))
+            imitable.append((record.desirable or [True])[0])
             identity += hash8(name)
             content += digest
             prompt += prompt_digest(record)
@@ -482,7 +487,8 @@ def scan(source: Source, strict: bool) -> Scan:
             counts["swapped"] += record.swapped
             counts["with_choice"] += len(record.responses) > 1
     names, prompts, contents = (np.frombuffer(bytes(part), "<u8") for part in (identity, prompt, content))
-    return Scan(np.asarray(kept, "i8"), names, prompts, contents, np.asarray(weight), counts, dropped)
+    reads = np.asarray(columns, "u2"), np.frombuffer(bytes(imitable), bool)
+    return Scan(np.asarray(kept, "i8"), names, prompts, contents, np.asarray(weight), *reads, counts, dropped)
 
 
 def repeated(identity: np.ndarray) -> dict[int, int]:
@@ -508,6 +514,8 @@ class Dataset:
     prompt: np.ndarray  #  [N] uint64, equal where prompts are equal
     content: np.ndarray  # [N] uint64, equal where id, prompt, responses and labels are equal
     weight: np.ndarray  #  [N] float64, as in the files
+    columns: np.ndarray  # [N] uint16, number of responses
+    imitable: np.ndarray  # [N] bool, the first response is not labelled undesirable
     suffix: Mapping[tuple[int, int], str]  # (source, row) -> what makes a repeated id unique
     counts: Mapping[str, Any]  # read, kept, dropped {reason: rows}, ties, swapped, repeated_ids, left_out
 
@@ -557,7 +565,7 @@ class Dataset:
     def select(self, indices: Sequence[int] | np.ndarray) -> Dataset:
         """Some records as a data set of their own, in the order asked for."""
         where = np.asarray(indices, dtype=np.int64)
-        parts = {name: getattr(self, name)[where] for name in ("source", "row", "prompt", "content", "weight")}
+        parts = {name: getattr(self, name)[where] for name in ("source", "row", "prompt", "content", "weight", "columns", "imitable")}
         return dataclasses.replace(self, **parts)
 
     def split(self, test_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -645,7 +653,8 @@ def build(sources: Sequence[Source], shares: Sequence[float] | None, *, strict: 
         "read": read, "kept": kept, "dropped": dict(dropped.most_common()), "ties": counts["ties"], "swapped": counts["swapped"],
         "repeated_ids": len(again), "left_out": kept - len(number),
     }  # fmt: skip
-    return Dataset(tuple(sources), number.astype("u2"), row, gather("prompt"), gather("content"), weight, suffix, summary)
+    arrays = {name: gather(name) for name in ("prompt", "content", "columns", "imitable")}
+    return Dataset(tuple(sources), number.astype("u2"), row, weight=weight, suffix=suffix, counts=summary, **arrays)
 
 
 SHARE = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")

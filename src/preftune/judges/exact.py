@@ -15,7 +15,7 @@ class PreferenceTable:
 
     def __init__(self, probabilities: Tensor):
         table = torch.as_tensor(probabilities, dtype=torch.float64)
-        self.table = validate(table[None] if table.ndim == 2 else table, tolerance=1e-12)
+        self.table = validate(table[None] if table.ndim == 2 else table)
 
     def prefer(self, rows: Rows, a: TableResponses, b: TableResponses, key: Key) -> Tensor:
         game = torch.tensor(list(rows.prompt))[:, None, None]

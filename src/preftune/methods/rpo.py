@@ -15,7 +15,8 @@ from ..update import plain
 def rpo(beta: float = 0.01, eta: float = 0.005, label_smoothing: float = 0.0) -> Method:
     """DPO plus the likelihood of the chosen, summed over its tokens: dpo - eta * beta * logp(chosen). The paper's main form.
 
-    The likelihood term keeps the chosen response from losing probability with the rejected one. eta = 0 is dpo.
+    The likelihood term keeps the chosen response from losing probability with the rejected one. It reads column 0 also
+    under soft labels: the likelier winner. eta = 0 is dpo.
     """
     likelihood = scale(partial(nll, aggregation="seq_sum"), eta * beta)
     return Method(add(partial(dpo, beta=beta, label_smoothing=label_smoothing), likelihood), given, frozen, plain)

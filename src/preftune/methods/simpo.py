@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..collect.draw import given
+from ..numerics import positive
 from ..objectives import reference_free
 from ..reference import none
 from ..types import Method, PreftuneError
@@ -22,6 +23,7 @@ def simpo(beta: float = 2.0, gamma: float | None = None, gamma_beta_ratio: float
             f"simpo was given gamma={gamma} and gamma_beta_ratio={gamma_beta_ratio}, needed exactly one of them; "
             "the authors' starting point is gamma_beta_ratio=0.5"
         )
+    positive("beta", beta, reference_free.SCALE)
     margin = gamma if gamma is not None else gamma_beta_ratio * beta  # type: ignore[operator]
     notes = (f"simpo: gamma = {margin:g}, gamma / beta = {margin / beta:g}",)
     return Method(partial(reference_free.simpo, beta=beta, gamma=margin), given, none, plain, notes=notes)

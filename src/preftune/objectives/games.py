@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..numerics import variance
+from ..numerics import positive, variance
 from ..types import Loss, PreftuneError, Scored, needs
-from .pairwise import _positive
+
+PULL = "it is the pull towards the reference"
 
 
 @needs(columns="K", labels=("winrate",), optional=("law",))
@@ -22,7 +23,7 @@ def online_ipo(s: Scored, *, beta: float = 0.1) -> Loss:
     Not     offline IPO, whose target 1 / (2 beta) is a hard label; here a sure win moves the target by 1 / beta at most
     Source  arXiv:2403.08635 eq. 10 and arXiv:2503.08942 (generic online IPO loss)
     """
-    _positive("beta", beta)
+    positive("beta", beta, PULL)
     if s.rows.winrate is None:
         raise PreftuneError("online_ipo reads winrate, but the rows carry none; collect with a judge against an opponent")
     winrate = s.rows.winrate.to(s.logratio.dtype)

@@ -6,19 +6,13 @@ carry a soft label `prefer` = P(column 0 beats column 1), the loss is its expect
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from ..numerics import logsigmoid
+from ..numerics import logsigmoid, positive
 from ..types import Loss, PreftuneError, Scored, needs
 
+PULL = "it is the pull towards the reference"
 PAIR = dict(columns=2, labels=("ranked",), optional=("prefer",))
-
-
-def _positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise PreftuneError(f"{name} is {value}, needed a finite number above 0; it is the pull towards the reference")
 
 
 def _flip_rate(eps: float) -> None:
@@ -54,7 +48,7 @@ def dpo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Loss:
     Not     the per-token `sigmoid_norm`: log-probs are sums
     Source  arXiv:2305.18290 eq. 7; label smoothing: Mitchell, cDPO note, eq. 3
     """
-    _positive("beta", beta)
+    positive("beta", beta, PULL)
     _flip_rate(label_smoothing)
     h = beta * _gap(s)
     row = -logsigmoid(h)
@@ -77,7 +71,7 @@ def ipo(s: Scored, *, beta: float = 0.1) -> Loss:
     Not     the per-token variant some libraries call ipo: see `ipo_avg`
     Source  arXiv:2310.12036 eq. 17 (its tau is our beta)
     """
-    _positive("beta", beta)
+    positive("beta", beta, PULL)
     return _identity(s, _gap(s), beta)
 
 
@@ -91,7 +85,7 @@ def ipo_avg(s: Scored, *, beta: float = 0.1) -> Loss:
     Not     the paper's loss, whose log-ratios are sums; beta does not carry over (a factor of about the mean length)
     Source  TRL 1.16 dpo_trainer.py, branch "ipo"
     """
-    _positive("beta", beta)
+    positive("beta", beta, PULL)
     mean = s.logratio / _length(s)
     return _identity(s, mean[:, 0] - mean[:, 1], beta)
 
@@ -121,7 +115,7 @@ def rdpo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Loss:
     Not     cDPO, which adds e h instead of subtracting (see `dpo`); `rdpo_length` (R-DPO) is another paper
     Source  arXiv:2403.00409 eq. 12
     """
-    _positive("beta", beta)
+    positive("beta", beta, PULL)
     _flip_rate(label_smoothing)
     h = beta * _gap(s)
     return Loss(-logsigmoid(h) - label_smoothing / (1 - 2 * label_smoothing) * h, _pair_metrics(s, beta))

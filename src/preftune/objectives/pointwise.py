@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..numerics import sigmoid
+from ..numerics import positive, sigmoid
 from ..types import Loss, PreftuneError, Scored, needs
-from .pairwise import _positive
+
+PULL = "it is the pull towards the reference"
 
 
 @needs(columns="K", labels=("desirable",), batch=True)
@@ -23,7 +24,9 @@ def kto(s: Scored, *, beta: float = 0.1, desirable_weight: float = 1.0, undesira
     Not     calibrated: with P(desirable) = p the optimum of r is infinite, by the sign of w_D p - w_U (1 - p)
     Source  arXiv:2402.01306 eq. 7 and 8 (the clamp follows the mean, as in the authors' code)
     """
-    _positive("beta", beta)
+    positive("beta", beta, PULL)
+    positive("desirable_weight", desirable_weight, "it weighs the desirable responses")
+    positive("undesirable_weight", undesirable_weight, "it weighs the undesirable responses")
     if s.rows.desirable is None:
         raise PreftuneError("kto reads the label desirable, but the rows carry none; give completion and label columns, or pairs")
     labelled = s.rows.desirable.shape[1]
@@ -38,5 +41,5 @@ def kto(s: Scored, *, beta: float = 0.1, desirable_weight: float = 1.0, undesira
     # 1 - sigmoid(x) is computed as sigmoid(-x): no cancellation when x is large.
     row = (weight * sigmoid(-sign * beta * (reward - z0))).sum(1)
     count = judged.sum(1)
-    right = ((sign * (reward.detach() - z0) > 0) * judged).sum(1) / count
+    right = ((sign * (reward.detach() - z0) > 0) * judged).sum(1) / count.clamp(min=1)
     return Loss(row, {"accuracy": right, "kl_baseline": z0.expand_as(row)}, count)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from ..numerics import log1mexp, logsigmoid
-from ..types import Loss, PreftuneError, Scored, needs
+from ..numerics import log1mexp, logsigmoid, positive
+from ..types import Loss, Scored, needs
+
+SCALE = "it scales SimPO's mean log-probabilities"
 
 
 def _ordered(value: Tensor) -> dict[str, Tensor]:
@@ -25,8 +25,7 @@ def simpo(s: Scored, *, beta: float = 2.0, gamma: float = 1.0) -> Loss:
     Not     gamma / beta: authors and HALOs give that ratio, TRL and LLaMA-Factory give gamma
     Source  arXiv:2405.14734 eq. 6
     """
-    if not (beta > 0 and math.isfinite(beta)):
-        raise PreftuneError(f"beta is {beta}, needed a finite number above 0; it scales SimPO's mean log-probabilities")
+    positive("beta", beta, SCALE)
     m = s.mean_logp
     return Loss(-logsigmoid(beta * (m[:, 0] - m[:, 1]) - gamma), _ordered(beta * m))
 
