@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from text_fixtures import Record, tiny_policy, tiny_records, tiny_tokenizer
 
 from preftune.policies.text import TextResponses, encode
 from preftune.policies.text.tokens import end_of_turn
 from preftune.types import PreftuneError
+from text_fixtures import Record, tiny_policy, tiny_records, tiny_tokenizer
 
 EOS, START, END = 0, 1, 2
 

@@ -57,7 +57,7 @@ class LogpCache:
         self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=NORMAL")
-        self.db.execute("CREATE TABLE IF NOT EXISTS logp (key BLOB PRIMARY KEY, value BLOB NOT NULL, used REAL NOT NULL) WITHOUT ROWID")
+        self.db.execute("CREATE TABLE IF NOT EXISTS logp (key BLOB PRIMARY KEY, value BLOB NOT NULL, used REAL NOT NULL)")
         self.db.execute("CREATE INDEX IF NOT EXISTS by_use ON logp (used)")
 
     def rebuild(self, error: sqlite3.DatabaseError) -> None:

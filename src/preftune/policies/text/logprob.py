@@ -29,14 +29,26 @@ PROBE = 24  #      tokens of the sequence that checks the cuts of a model
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
+class LastHidden:
+    """What a decoder returns, with the last hidden state and nothing else: any other field is None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+
 class PassThrough(nn.Module):
     """Stands in for the decoder: its input is already the last hidden state."""
 
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> Any:
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> LastHidden:
         """[N, T, d] -> the same, in the envelope of a decoder."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+        return LastHidden(inputs_embeds)
 
 
 def twin(module: nn.Module, **children: nn.Module) -> Any:
