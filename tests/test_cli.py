@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -377,6 +381,22 @@ def test_train_from_yaml_where_the_command_line_wins(preftune: Run, model: Path,
     assert plan["steps"] == 2 and plan["train"]["lr"] == 1e-5 and plan["hyperparameters"] == {"tau": 0.5}
     assert plan["parameters"] < 20_000  # the last layer alone
     assert not (tmp_path / "runs").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(preftune: Run, model: Path, pairs: Path, tmp_path: Path) -> None:
+    what = ["dpo", *options(model=model, data=pairs, out="run", samples=0), "--set", "steps=100000", "--set", "save_every=0"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "preftune", "train", *map(str, what)], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") > 3:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 130 and "preftune train --resume run" in said
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
 def test_an_adapter_is_trained_and_merged(preftune: Run, model: Path, pairs: Path, tmp_path: Path) -> None:

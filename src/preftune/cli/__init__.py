@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..types import PreftuneError
-from .output import complain, parts
+from .output import complain, parts, print_json
 
 VERBS = {
     "quickstart": "preftune.cli.quickstart:quickstart",
@@ -27,7 +26,7 @@ VERBS = {
     "doctor": "preftune.cli.doctor:doctor",
 }
 
-EXIT = {"ok": 0, "internal error": 1, "usage": 2, "bad input": 3, "interrupted": 130}  # docs/cli.md tells scripts about them
+BAD_INPUT = 3  # exit code; typer's own are 2 for wrong usage and 130 for Ctrl-C, see docs/cli.md
 
 
 def _version(asked: bool) -> None:
@@ -64,10 +63,7 @@ def main(arguments: list[str] | None = None) -> Any:
         application(arguments[0] if arguments else None)(args=arguments, prog_name="preftune")
     except PreftuneError as error:  # the one place where a mistake in the input turns into words
         if "--json" in arguments:
-            print(json.dumps({"error": str(error), **parts(str(error)), "exit": EXIT["bad input"]}))
+            print_json({"error": str(error), **parts(str(error)), "exit": BAD_INPUT})
         else:
             complain(str(error))
-        sys.exit(EXIT["bad input"])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT["interrupted"])
+        sys.exit(BAD_INPUT)
