@@ -103,6 +103,7 @@ def composition(method: Method) -> dict[str, Any]:
             "a judge": method.collect_every != "run",
         },
         "recipe": dict(method.recipe),
+        "notes": list(method.notes),
     }
 
 
@@ -151,6 +152,8 @@ def _print(facts: dict[str, Any]) -> None:
         if facts.get(title):
             print(f"\n{title}")
             print_table(["", ""], [[key, _say(value)] for key, value in facts[title].items()], header=False)
+    for note in facts.get("notes", ()):
+        print(f"\nnote: {note}")
     for name, formula in facts.get("formulas", {}).items():
         print(f"\n{name}\n" + "\n".join(f"    {line}".rstrip() for line in formula.splitlines()))
     if facts["relatives"]:
