@@ -128,7 +128,8 @@ def check_room(folder: Path, once: int = 0, times: int = 1) -> None:
             "choose another with --out, free some space, or raise the limit"
         ) from error
     finally:
-        trial.unlink(missing_ok=True)
+        if trial.exists():
+            trial.unlink()
     free = shutil.disk_usage(folder).free
     if free < once * times:
         raise PreftuneError(

@@ -70,7 +70,7 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise PreftuneError(f"{name} is {getattr(self, name)!r}, needed one of {', '.join(known)}; see `preftune train --help`")
         if not 0 <= self.warmup < 1:
-            raise PreftuneError(f"warmup is {self.warmup}, needed a share 0 <= warmup < 1 of the steps")
+            raise PreftuneError(f"warmup is {self.warmup}, needed a share 0 <= warmup < 1 of the steps; 0.1 is usual")
         if (self.early_stop or self.kl_budget) and not self.eval_every:
             raise PreftuneError(
                 "early_stop or kl_budget is set and eval_every is 0, but they need evaluations during the run; "
