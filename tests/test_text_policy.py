@@ -246,6 +246,17 @@ def test_the_trunk_runs_once_per_sequence_and_serves_copies() -> None:
         hook.remove()
 
 
+def test_states_of_the_trunk_do_not_depend_on_when_and_with_what_they_were_computed() -> None:
+    """A resumed run begins with an empty memory and meets the rows in other batches: every bit must be the same."""
+    for layout in ("shared", "padded"):
+        early, late = tiny_policy(1, layout=layout), tiny_policy(1, layout=layout)
+        same = [Record(f"s{i}", "the value", [f" is {'very ' * i}good", " no"]) for i in range(6)]
+        rows, _ = early.encode([*tiny_records(), *same])
+        early.score(rows)
+        for part in ([3, 9], [0, 1, 10, 4], [5], [2, 8, 7, 6]):
+            assert torch.equal(early.score(rows.take(part)).logp, late.score(rows.take(part)).logp)
+
+
 def test_the_trunks_memory_is_bounded() -> None:
     policy = tiny_policy(1, trunk_bytes=8_000)
     rows = encoded(policy)
@@ -441,7 +452,7 @@ def test_what_is_saved_loads_with_the_same_numbers(train: str | int, tmp_path: P
     best = policy.copy()
     step(policy, rows)
     for acting, name in ((policy, "last"), (best, "best"), (policy, "last")):  # the second time it replaces the folder
-        again = load(save(acting, tmp_path / name, "# the card\n"))
+        again = load(save(acting, tmp_path / name, "# the card\n"), train=train if isinstance(train, int) else "auto")
         assert torch.equal(again.score(rows).logp, acting.score(rows).logp) and again.fingerprint() == acting.fingerprint()
         assert again.encode(tiny_records())[0].prompt == rows.prompt
         assert (tmp_path / name / "README.md").read_text() == "# the card\n"

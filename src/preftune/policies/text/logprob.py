@@ -4,7 +4,8 @@ Two layouts give the same numbers up to rounding. "shared": every distinct promp
 in batches on its keys and values; best on a CPU. "padded": whole sequences in batches, prompts repeated; for accelerators,
 which want large batches, and for gradient checkpointing. Padding is on the right, where a causal model never sees it; what
 counts is told by lengths, never by a pad id. `tokens_per_batch = 0` runs every response alone: then a value depends on its own
-prompt and response only, by construction.
+prompt and response only, by construction. The kept states of a frozen trunk are made that way on a CPU, since a resumed run
+would otherwise make them in other batches and differ in the last bits.
 """
 
 from __future__ import annotations
@@ -91,11 +92,19 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, module: Any, *, tokens_per_batch: int = 1024, layout: str = "shared", trunk_bytes: int = 1 << 30, checkpointing: bool = False
+        self,
+        module: Any,
+        *,
+        tokens_per_batch: int = 1024,
+        layout: str = "shared",
+        trunk_bytes: int = 1 << 30,
+        trunk_tokens: int = 0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
         self.tokens_per_batch, self.layout, self.checkpointing = tokens_per_batch, layout, checkpointing
+        self.trunk_tokens = trunk_tokens  #    as tokens_per_batch, for the trunk
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
         decoder = getattr(lm, lm.base_model_prefix)
         # kept outside the module tree: these share their parameters with `module`
@@ -274,17 +283,17 @@ class Network(nn.Module):
                 start, bodies = self.ids(prompt), [self.ids(response[:-1]) for response in responses]
                 decoder, name = self.parts["decoder"], "input_ids"
             state, kv = self.run_prompt(decoder, self.cut, **{name: start[None]})
-            after = self.follow(decoder, self.cut, kv, name, bodies)
+            after = self.follow(decoder, self.cut, kv, name, bodies, self.tokens_per_batch)
             for i, body in zip(members, after, strict=True):
                 out[i] = state[-1:] if body is None else torch.cat([state[-1:], body])
         return out
 
-    def follow(self, decoder: Any, first: int, kv: KeyValues, name: str, bodies: Sequence[Tensor]) -> list[Tensor | None]:
+    def follow(self, decoder: Any, first: int, kv: KeyValues, name: str, bodies: Sequence[Tensor], budget: int) -> list[Tensor | None]:
         """Hidden states [T_i, d] of all sequences behind one prompt, in batches; None for an empty one."""
         out: list[Tensor | None] = [None] * len(bodies)
         some = [i for i, body in enumerate(bodies) if len(body)]
         prompt = kv[0][0].shape[2]
-        for group in groups([prompt + len(bodies[i]) for i in some], self.tokens_per_batch):
+        for group in groups([prompt + len(bodies[i]) for i in some], budget):
             chosen = [some[g] for g in group]
             for i, state in zip(chosen, self.run_after(decoder, first, kv, name, [bodies[i] for i in chosen]), strict=True):
                 out[i] = state
@@ -302,7 +311,8 @@ class Network(nn.Module):
                 start, kv = self.run_prompt(trunk, 0, input_ids=self.ids(prompt)[None])
                 self.store.put((prompt, ()), start)
                 self.last = (prompt, kv)
-            fresh = self.follow(trunk, 0, self.last[1], "input_ids", [self.ids(response[:-1]) for response in missing])
+            bodies = [self.ids(response[:-1]) for response in missing]
+            fresh = self.follow(trunk, 0, self.last[1], "input_ids", bodies, self.trunk_tokens)
             for response, state in zip(missing, fresh, strict=True):
                 known[response] = start[:0] if state is None else state
                 self.store.put((prompt, response), known[response])  # type: ignore[arg-type]
@@ -326,9 +336,10 @@ class Network(nn.Module):
         """Frozen hidden states [P + T_i - 1, d] at the cut, kept or computed."""
         known = {pair: self.store.get(pair) for pair in pairs}
         missing = [pair for pair, state in known.items() if state is None]
-        if missing:
-            fresh = self.run_padded(self.parts["trunk"], "input_ids", [self.ids(p + r[:-1]) for p, r in missing])
-            for pair, state in zip(missing, fresh, strict=True):
+        for group in groups([len(p) + len(r) - 1 for p, r in missing], self.trunk_tokens):
+            chosen = [missing[g] for g in group]
+            fresh = self.run_padded(self.parts["trunk"], "input_ids", [self.ids(p + r[:-1]) for p, r in chosen])
+            for pair, state in zip(chosen, fresh, strict=True):
                 known[pair] = state
                 self.store.put(pair, state)
         return [known[pair] for pair in pairs]  # type: ignore[misc]

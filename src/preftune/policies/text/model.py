@@ -234,6 +234,7 @@ def load(
     tokens_per_batch: int | None = None,
     layout: str = "auto",
     trunk_bytes: int = 1 << 30,
+    trunk_tokens: int | None = None,
     seed: int = 0,
 ) -> TextPolicy:
     """A policy from a folder, a hub id, a PEFT adapter folder or a .gguf file. Weights are read from safetensors only.
@@ -248,6 +249,8 @@ def load(
                       on the batch; None: 1024 on a CPU, 16384 elsewhere
     layout            "shared": each prompt once, its responses behind it; "padded": whole sequences; "auto": shared on a CPU
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
+    trunk_tokens      tokens_per_batch of those layers; None: 0 on a CPU, so that a resumed run repeats every bit, 16384 elsewhere.
+                      1024 is about twice as fast on a CPU where many responses share one prompt
     resize_embeddings say so if you added tokens to the tokenizer on purpose
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -294,6 +297,7 @@ def load(
         tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
         layout=("shared" if place.type == "cpu" else "padded") if layout == "auto" else layout,
         trunk_bytes=trunk_bytes,
+        trunk_tokens=(0 if place.type == "cpu" else 16384) if trunk_tokens is None else trunk_tokens,
         checkpointing=checkpointing,
     )
     return TextPolicy(network, tokenizer, fresh=train in ("lora", "dora") and adapter is None)
