@@ -10,8 +10,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,22 +201,6 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert api.resume(out, progress=False).stopped == "finished"
     mine, theirs = weights(out), weights(undisturbed("dpo")[0])
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_the_command_line_says_how_to_go_on(world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    arguments = ["train", "dpo", "--model", str(world / "model"), "--data", str(world / "pairs.jsonl"), "--out", str(out)]
-    settings = ["--set", "steps=100000", "--set", "save_every=0", "--set", "lr=1e-4", "--samples", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "preftune", *arguments, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not (out / "metrics.jsonl").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert f"preftune train --resume {out}" in said
-    assert len(checkpoint.steps(out / "checkpoints")) == 1
 
 
 # --- one process: what resume makes of what it finds ----------------------------------------------------------------

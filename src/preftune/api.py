@@ -16,7 +16,7 @@ import torch
 from . import checkpoint, provenance, training
 from . import evaluation as measures
 from .learner import GradientLearner
-from .log import Log
+from .log import Log, write_whole
 from .policies.tabular import TabularPolicy
 from .probe import probe
 from .reference import none
@@ -127,8 +127,8 @@ def train(
         "data_fingerprint": getattr(getattr(feed, "data", None), "fingerprint", None),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        (folder / "config.json").write_text(json.dumps(described, indent=1, default=str), encoding="utf-8")
+    if not resume or not (folder / "config.json").exists():
+        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
     key = Key.of(config.seed)
     reference = _reference(policy, composed)
     total, _, _ = training.plan(composed, len(feed), config)
@@ -156,6 +156,8 @@ def train(
             resume=resume,
         )
         result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
+        for note in _encoded(result.counts):
+            log.say(note)
         if outcome.stopped != "interrupted":
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
@@ -313,9 +315,11 @@ def _open(
     from .data.feed import TextFeed, usable
 
     data = load_data(data)
+    notes = _left_out(data)
     share = _share(test)
     data, test = data.split(share, seed) if share is not None else (data, None if test is None else load_data(test))
-    data, notes = usable(data, columns)
+    data, unusable = usable(data, columns)
+    notes += unusable
     if test is not None:
         test, _ = usable(test, columns)
     torch.manual_seed(seed)  # a fresh adapter is the one thing that is drawn before the first step
@@ -326,6 +330,23 @@ def _open(
         first = feed.rows(range(min(2, len(feed))))
         notes += [] if "desirable" in needs.labels else training.check_labels(method, first)
     return policy, feed, held_out, notes
+
+
+def _left_out(data: Any) -> list[str]:
+    """What loading left out, in words."""
+    counts = getattr(data, "counts", {})
+    notes = [f"{rows} of {counts['read']} rows are left out: {reason}" for reason, rows in counts.get("dropped", {}).items()]
+    return notes + ([f"{counts['left_out']} rows are left out: another part of the mixture ended"] if counts.get("left_out") else [])
+
+
+def _encoded(counts: Mapping[str, int]) -> list[str]:
+    """What encoding cut or tokenised otherwise than the joint text, in words."""
+    words = {
+        "prompt_truncated": "prompts were cut to max_prompt tokens",
+        "response_truncated": "responses were cut to max_response tokens",
+        "joint_differs": "responses are tokenised otherwise together with their prompt",
+    }
+    return [f"{counts[name]} times {what}, in {counts['rows']} rows read" for name, what in words.items() if counts.get(name)]
 
 
 def _share(test: Any) -> float | None:
@@ -345,7 +366,7 @@ def _source(value: Any) -> str | None:
 
 
 def _fresh(folder: Path) -> None:
-    if (folder / "config.json").exists():
+    if any((folder / part).exists() for part in ("metrics.jsonl", "checkpoints", "rounds")):  # a config.json alone has lost nothing
         raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
     checkpoint.check_room(folder, 0)
 

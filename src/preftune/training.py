@@ -237,8 +237,8 @@ def run(
         found = assess(learner, test, judges, config, key.fold("evaluate", at))
         for metric in metrics:
             found |= {name: float(value) for name, value in metric(policy, at).items()}
-        log.step(at, {"eval": found})
         keeper.check(found)
+        log.step(at, {"eval": found})
         return found
 
     def save(at: int) -> None:
