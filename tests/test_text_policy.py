@@ -213,6 +213,10 @@ def test_other_architectures_give_their_own_logits() -> None:
         rows = encoded(policy)
         assert policy.trunk_note.startswith("none"), policy.trunk_note
         assert close(policy.score(rows).logp.detach(), truth(policy, rows))
+        y = policy.sample(rows, 2, Key.of(0), max_new_tokens=5)  # prompts of different lengths, so positions matter
+        for values, kept in zip(policy.score_tokens(rows.replace(response=y)), y.logp or (), strict=True):
+            for a, b in zip(values, kept, strict=True):
+                torch.testing.assert_close(a.detach(), torch.tensor(b), rtol=1e-4, atol=1e-5)
         assert all(p.grad is None and not p.requires_grad for p in policy.network.lm.get_input_embeddings().parameters())
 
 
@@ -277,7 +281,11 @@ def test_a_fresh_adapters_reference_is_the_base_model(train: str) -> None:
     for _ in range(2):
         step(policy, rows)
     assert not close(policy.score(rows).logp, before)
-    assert torch.equal(reference.score(rows).logp, base.score(rows).logp)
+    ran: list[int] = []
+    for name, module in policy.network.module.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_pre_hook(lambda *_: ran.append(1))
+    assert torch.equal(reference.score(rows).logp, base.score(rows).logp) and not ran
     assert reference.fingerprint() == base.fingerprint() != policy.fingerprint()
     assert close(reference.sample(rows, 1, Key.of(0), temperature=0, max_new_tokens=4).pack()["logp"], base.sample(
         rows, 1, Key.of(0), temperature=0, max_new_tokens=4).pack()["logp"])  # fmt: skip
@@ -425,6 +433,7 @@ def test_truncated_laws_keep_the_likeliest_tokens() -> None:
     torch.testing.assert_close(law[0, 0] / law[0, 1], torch.tensor(4.0, dtype=torch.float64), rtol=1e-6, atol=0)
     ends = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
     assert Choice(1.0, 3, 1.0)(logits.expand(2, -1), ends).tolist() == [0, 2]  # never a token without mass
+    assert Choice(1.0, 2, 1.0)(logits.flip(1).expand(2, -1), ends).tolist() == [3, 4]
     wide = torch.randn(8, 4000, generator=torch.Generator().manual_seed(0)) * 4
     falling, order = wide.double().softmax(-1).sort(-1, descending=True)
     plain = torch.zeros(8, 4000).scatter(1, order, (falling.cumsum(-1) - falling < 0.9).float())
