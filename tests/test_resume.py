@@ -41,7 +41,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model and sixteen pairs."""
     folder = tmp_path_factory.mktemp("world")
-    tiny_folder(folder / "model", layers=1)
+    tiny_folder(folder / "model", layers=2)
     lines = [{"prompt": f"Say number {i}.", "chosen": f"number {i} is good", "rejected": f"no {i * 3} it is"} for i in range(16)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -295,19 +295,22 @@ def test_resume_keeps_to_what_the_run_began_with(world: Path, tmp_path: Path) ->
     (world / "other.jsonl").write_text((world / "pairs.jsonl").read_text().replace("good", "bad"))
     with pytest.raises(PreftuneError, match="data_fingerprint = .*, but this run has"):
         api.train(str(world / "model"), "dpo", str(world / "other.jsonl"), out=out, resume=True, progress=False, samples=0, batch=4)
-    tiny_folder(world / "other model", layers=1, seed=1)
+    tiny_folder(world / "other model", layers=2, seed=1)
     with pytest.raises(PreftuneError, match="model = .*, but this run has"):
         api.train(str(world / "other model"), "dpo", str(world / "pairs.jsonl"), out=out, resume=True, progress=False, samples=0, batch=4)
     assert checkpoint.steps(out / "checkpoints") == [2, 3]
     assert api.resume(out, progress=False).steps == 12
 
 
-def test_an_adapter_and_its_moving_reference_are_resumed(world: Path, tmp_path: Path) -> None:
-    settings = {**RUNS["tr-dpo"], "load": {"train": "lora", "lora_r": 2}}
+@pytest.mark.parametrize(("load", "weights"), [({"train": "lora", "lora_r": 2}, "adapter_model"), ({"train": 1}, "model")])
+def test_adapters_and_last_layers_are_resumed_with_their_moving_reference(
+    load: dict[str, Any], weights: str, world: Path, tmp_path: Path
+) -> None:
+    settings = {**RUNS["tr-dpo"], "load": load}
     begin(world, tmp_path / "whole", settings)
     begin(world, tmp_path / "parts", settings, callbacks=[stop_at(5)])
     api.resume(tmp_path / "parts", progress=False)
-    a, b = ((tmp_path / run / "model" / "adapter_model.safetensors").read_bytes() for run in ("whole", "parts"))
+    a, b = ((tmp_path / run / "model" / f"{weights}.safetensors").read_bytes() for run in ("whole", "parts"))
     assert a == b
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts")
 
