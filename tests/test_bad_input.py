@@ -14,6 +14,8 @@ import torch
 import outside
 import preftune.api as api
 from preftune import checkpoint, training
+from preftune.data.files import load
+from preftune.methods import dpo
 from preftune.types import PreftuneError
 from text_fixtures import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -282,6 +284,23 @@ def test_a_corrupt_checkpoint(run: Path) -> None:
 def test_resume_with_another_method(run: Path) -> None:
     with pytest.raises(PreftuneError, match="was made with dpo, not with kto; resume without a method, or start a new run"):
         api.resume(run, method="kto", progress=False)
+
+
+def test_resume_of_a_run_that_was_given_objects(model: Path, write: Rows, tmp_path: Path) -> None:
+    """A judge can be given again; another object's name in config.json would not lead back to it."""
+
+    def stop(event: training.Event) -> bool:
+        return event.step == 1
+
+    data = write(*pairs(6))
+    settings: dict[str, Any] = {"samples": 0, "progress": False, "batch": 2, "callbacks": [stop]}
+    api.train(model, "online-ipo", data, judge=outside.VowelJudge(), out=tmp_path / "judged", **settings)
+    with pytest.raises(PreftuneError, match="was started with judge as objects in Python, needed names or files; call"):
+        api.resume(tmp_path / "judged", progress=False)
+    assert api.resume(tmp_path / "judged", judge=outside.VowelJudge(), progress=False).stopped == "finished"
+    api.train(model, lambda: dpo(0.2), data, test=load(str(data)), out=tmp_path / "composed", **settings)
+    with pytest.raises(PreftuneError, match="was started with method and test as objects in Python, needed names or files; call"):
+        api.resume(tmp_path / "composed", progress=False)
 
 
 def test_resume_of_what_is_no_run(tmp_path: Path) -> None:

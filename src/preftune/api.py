@@ -107,6 +107,7 @@ def train(
     judges = [] if judge is None else [resolve_judge(judge)]
     if composed.collect_every != "run" and not judges:
         raise PreftuneError(f"{name} compares responses with a judge, but none was given; pass judge=... or --judge NAME")
+    given = {"model": model, "method": method, "data": data, "test": test, "judge": judge}
     call = {"load": dict(load or {}), "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
     policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
     described: dict[str, Any] = {
@@ -125,6 +126,7 @@ def train(
         "versions": provenance.versions(),
         "seed": config.seed,
         "data_fingerprint": getattr(getattr(feed, "data", None), "fingerprint", None),
+        "objects": [part for part, value in given.items() if not isinstance(value, str | Path | float | int | None)],
     }
     folder.mkdir(parents=True, exist_ok=True)
     if not resume or not (folder / "config.json").exists():
@@ -177,9 +179,11 @@ def resume(
     made = json.loads(path.read_text(encoding="utf-8"))
     if method is not None and method != made["method"]:
         raise PreftuneError(f"{folder} was made with {made['method']}, not with {method}; resume without a method, or start a new run")
-    if made["model"] is None or made["data"] is None:
+    objects = [part for part in made["objects"] if part != "judge" or judge is None]
+    if objects:
         raise PreftuneError(
-            f"{folder} was started from objects in Python, needed names of files; call preftune.train(..., out=..., resume=True)"
+            f"{folder} was started with {' and '.join(objects)} as objects in Python, needed names or files; "
+            "call preftune.train(..., out=..., resume=True) with the same objects; a judge alone can be given to resume"
         )
     given = ("test", "load", "max_prompt", "max_response", "samples", "decoding")
     settings = {**made["hyperparameters"], **made["train"]}  # one that has the name of an argument of train kept its default
