@@ -251,6 +251,15 @@ def test_a_kl_budget_stops_the_run(tmp_path: Path) -> None:
     )
 
 
+def test_the_kl_is_measured_to_the_first_reference(tmp_path: Path) -> None:
+    """tr-dpo, hard, every step: the reference has caught up at each evaluation, and the KL to it is always 0."""
+    settings: dict[str, Any] = {"test": RowsFeed(pairs()), "eval_every": 1, "steps": 20, "lr": 1.0, "kl_budget": 100.0}
+    outcome = train(tmp_path, tr_dpo(beta=1.0, alpha=1.0, every=1), **settings)
+    p = outcome.learner.policy.state()["logits"].softmax(1)[0]
+    assert torch.equal(outcome.learner.roles["reference"].state()["logits"], outcome.learner.policy.state()["logits"])
+    assert lines(tmp_path)[-1]["eval"]["kl"] == pytest.approx(float((p * (p * 4).log()).sum())) and lines(tmp_path)[-1]["eval"]["kl"] > 0.1
+
+
 def test_a_callback_stops_the_run_and_its_step_is_saved(tmp_path: Path) -> None:
     def enough(event: training.Event) -> bool:
         assert event.folder == tmp_path and event.metrics["loss"] > 0

@@ -234,7 +234,7 @@ def run(
     stopped = keeper.ended()
 
     def evaluate(at: int) -> Metrics:
-        found = assess(learner, test, judges, config, key.fold("evaluate", at))
+        found = assess(learner, roles.get("reference"), test, judges, config, key.fold("evaluate", at))
         for metric in metrics:
             found |= {name: float(value) for name, value in metric(policy, at).items()}
         keeper.check(found)
@@ -294,8 +294,13 @@ def run(
     return Outcome(learner, step, stopped, log.history, keeper.best_step)
 
 
-def assess(learner: GradientLearner, test: Feed | None, judges: Sequence[Judge], config: TrainConfig, key: Key) -> Metrics:
-    """Held-out loss, accuracy and drift where the method reads given rows; KL and win rate of fresh samples where it plays."""
+def assess(
+    learner: GradientLearner, start: Policy | None, test: Feed | None, judges: Sequence[Judge], config: TrainConfig, key: Key
+) -> Metrics:
+    """Held-out loss, accuracy and drift where the method reads given rows; KL and win rate of fresh samples where it plays.
+
+    KL and win rate are against `start`, the reference that the run began with, also where the method moves its own.
+    """
     if test is None:
         raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
     given = learner.method.collect_every == "run"
@@ -309,15 +314,15 @@ def assess(learner: GradientLearner, test: Feed | None, judges: Sequence[Judge],
             result["loss"] = float(sum(loss.row.sum() for loss in losses) / sum(_count(loss) for loss in losses))
             result |= {name: float(torch.cat([loss.metrics[name].double() for loss in losses]).mean()) for name in losses[0].metrics}
             result |= {name: value for name, value in drift(scored).items() if name != "tokens"}
-        if "reference" in learner.roles and (not given or config.kl_budget is not None):
+        if start is not None and (not given or config.kl_budget is not None):
             mine = learner.policy.sample(rows, 1, key.fold("current"))
             answered = rows.replace(response=mine, present=None)
-            logp, ref = learner.policy.score(answered).logp, learner.roles["reference"].score(answered).logp
+            logp, ref = learner.policy.score(answered).logp, start.score(answered).logp
             estimate = kl_estimate(logp, ref)
             weight = torch.ones_like(logp) if mine.law is None else mine.law
             result |= {name: float((weight * value).sum() / weight.sum()) for name, value in estimate.items()}
             if judges:
-                theirs = learner.roles["reference"].sample(rows, 1, key.fold("reference"))
+                theirs = start.sample(rows, 1, key.fold("reference"))
                 result["winrate"] = float(win_rate(judges[0], rows, mine, theirs, key.fold("judge")).nanmean())
     return result
 
