@@ -51,7 +51,7 @@ def doctor(json: Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """All that `doctor` prints, as plain values."""
-    from ..data.ratings import cache_folder
+    from ..policies.text import cache_folder
 
     folder = cache_folder()
     return {
