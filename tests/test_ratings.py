@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import tarfile
 from pathlib import Path
@@ -108,12 +107,15 @@ def test_pairs_prefer_the_harsh_sentence_and_share_no_text_between_or_within_par
         critic_pairs(texts, votes, count=1000)
 
 
-def test_the_written_file_holds_the_public_schema(tmp_path: Path) -> None:
+def test_the_written_file_is_read_back_as_the_same_pairs(tmp_path: Path) -> None:
+    from preftune.data import load
+
     texts, votes = made_up(200)
     records = critic_pairs(texts, votes, words=(5, 12), count=3)
-    lines = [json.loads(line) for line in write_jsonl(records, tmp_path / "pairs.jsonl").read_text(encoding="utf8").splitlines()]
-    assert [set(line) for line in lines] == [{"id", "prompt", "responses", "prefer"}] * 3
-    assert [line["responses"] for line in lines] == [record.responses for record in records]
+    again = load(write_jsonl(records, tmp_path / "pairs.jsonl"))
+    assert [again[i].responses for i in range(len(again))] == [record.responses for record in records]
+    assert [again[i].prefer for i in range(len(again))] == [record.prefer for record in records]
+    assert {(again[i].prompt, again[i].system) for i in range(len(again))} == {(ratings.PROMPT, ratings.SYSTEM)}
 
 
 def test_the_judge_ranks_unseen_texts_and_its_probabilities_match_the_raters() -> None:
@@ -153,7 +155,9 @@ def test_the_judge_of_real_reviews_agrees_with_people_on_unseen_texts() -> None:
     pytest.importorskip("sklearn")
     from preftune.judges.ratings import RatingsJudge
 
-    archive = ratings.cache_folder() / "downloads" / "vaderSentiment-3.3.2.tar.gz"
+    from preftune.policies.text import cache_folder
+
+    archive = cache_folder() / "downloads" / "vaderSentiment-3.3.2.tar.gz"
     if not archive.is_file():
         pytest.skip("the archive vaderSentiment-3.3.2.tar.gz is not in the cache; `preftune quickstart` fetches it")
     texts, votes = movie_reviews(archive)

