@@ -397,8 +397,10 @@ def test_a_log_cut_in_the_middle_of_a_line_is_rewound(tmp_path: Path) -> None:
         log.step(step, {"loss": 1.0 / step})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "eval": {"kl": 0.1}')
+    (tmp_path / ".writing-metrics.jsonl").write_text("half")  # a process killed while it rewound
     again = Log(tmp_path, 9, progress=False)
     again.rewind(2)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     again.step(3, {"loss": 0.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.0)]

@@ -125,7 +125,7 @@ def _finite(value: Any) -> Any:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file aside, flush it and rename: readers find the old text or the new, never a part."""
-    aside = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    aside = path.with_name(f".writing-{path.name}")  # always the same, so that the next write takes over what a killed one left
     with open(aside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
