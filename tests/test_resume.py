@@ -85,17 +85,17 @@ def processes() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: Path, processes: Callable[..., Any]) -> Callable[[str], tuple[Path, float]]:
-    """The folder of an undisturbed run and the seconds it took; each is made once."""
-    made: dict[str, tuple[Path, float]] = {}
+def undisturbed(world: Path, processes: Callable[..., Any]) -> Callable[[str], Path]:
+    """The folder of an undisturbed run; each is made once."""
+    made: dict[str, Path] = {}
 
-    def get(name: str) -> tuple[Path, float]:
+    def get(name: str) -> Path:
         if name not in made:
-            out, begun = world / f"undisturbed-{name}", time.monotonic()
+            out = world / f"undisturbed-{name}"
             process = processes(world, out, RUNS[name])
             process.join(120)
             assert process.exitcode == 0
-            made[name] = out, time.monotonic() - begun
+            made[name] = out
         return made[name]
 
     return get
@@ -124,12 +124,20 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert not list((run / "checkpoints").glob(".*")) and not list(run.glob(".writing-*"))
 
 
-def kill_at_times(start: Callable[[], Any], delays: list[float]) -> int:
-    """Run, kill after each delay, go on; returns how many kills hit a living process."""
+def last_step(run: Path) -> int:
+    """The last step that is written in full."""
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1] if (run / "metrics.jsonl").exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def kill_and_go_on(start: Callable[[], Any], run: Path, moments: list[tuple[int, float]]) -> int:
+    """Kill so many seconds after a step is seen, for every moment, then let the run end; how many kills hit a living process."""
     hits = 0
-    for delay in delays:
+    for step, seconds in moments:
         process = start()
-        process.join(delay)
+        while process.is_alive() and last_step(run) < step:
+            time.sleep(0.001)
+        process.join(seconds)
         hits += process.is_alive()
         process.kill()
         process.join()
@@ -140,33 +148,38 @@ def kill_at_times(start: Callable[[], Any], delays: list[float]) -> int:
     return hits
 
 
+def moments(name: str, kills: int, steps: int) -> list[tuple[int, float]]:
+    """Random steps in order, each with a random fraction of a second; the first kill is blind, so it may hit the start-up."""
+    draw = random.Random(name)
+    seen = sorted(draw.choices(range(1, steps), k=kills))
+    return [(0, draw.uniform(0, 0.6)), *((step, draw.uniform(0, 0.05)) for step in seen)]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_at_random_moments_a_run_ends_with_the_same_weights(
-    name: str, world: Path, processes: Callable[..., Any], undisturbed: Callable[[str], tuple[Path, float]], tmp_path: Path
+    name: str, world: Path, processes: Callable[..., Any], undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    other, seconds = undisturbed(name)
-    delays = [random.Random(f"{name} {i}").uniform(0.1, 0.9) * seconds for i in range(3)]
-    assert kill_at_times(lambda: processes(world, tmp_path / "run", RUNS[name]), delays) > 0
-    assert_same_run(tmp_path / "run", other)
+    run, other = tmp_path / "run", undisturbed(name)
+    assert kill_and_go_on(lambda: processes(world, run, RUNS[name]), run, moments(name, 2, len(steps_of(other)))) > 0
+    assert_same_run(run, other)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("seed", range(6))
 def test_many_kills_in_a_row(
-    name: str, seed: int, world: Path, processes: Callable[..., Any], undisturbed: Callable[[str], tuple[Path, float]], tmp_path: Path
+    name: str, seed: int, world: Path, processes: Callable[..., Any], undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    other, seconds = undisturbed(name)
-    delays = [random.Random(f"{name} {seed} {i}").uniform(0.05, 1.0) * seconds for i in range(8)]
-    kill_at_times(lambda: processes(world, tmp_path / "run", RUNS[name]), delays)
-    assert_same_run(tmp_path / "run", other)
+    run, other = tmp_path / "run", undisturbed(name)
+    kill_and_go_on(lambda: processes(world, run, RUNS[name]), run, moments(f"{name} {seed}", 7, len(steps_of(other))))
+    assert_same_run(run, other)
 
 
 def test_killed_while_a_checkpoint_is_written_a_run_ends_with_the_same_weights(
-    world: Path, processes: Callable[..., Any], undisturbed: Callable[[str], tuple[Path, float]], tmp_path: Path
+    world: Path, processes: Callable[..., Any], undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The killer watches for the folder that is being written; what it leaves is half a checkpoint."""
-    other, _ = undisturbed("dpo")
+    other = undisturbed("dpo")
     saved, halves = tmp_path / "run" / "checkpoints", 0
     for _ in range(12):
         if halves == 3:
@@ -179,13 +192,13 @@ def test_killed_while_a_checkpoint_is_written_a_run_ends_with_the_same_weights(
         process.join()
         halves += bool(set(saved.glob(".writing-*")) - known)
     assert halves == 3
-    assert kill_at_times(lambda: processes(world, tmp_path / "run", RUNS["dpo"]), []) == 0
+    kill_and_go_on(lambda: processes(world, tmp_path / "run", RUNS["dpo"]), tmp_path / "run", [])
     assert_same_run(tmp_path / "run", other)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_how_to_go_on(
-    asked: signal.Signals, world: Path, undisturbed: Callable[[str], tuple[Path, float]], tmp_path: Path
+    asked: signal.Signals, world: Path, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
 
@@ -199,7 +212,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert signal.getsignal(asked) is before
     assert checkpoint.steps(out / "checkpoints") == [5] and not (out / "model").exists()
     assert api.resume(out, progress=False).stopped == "finished"
-    mine, theirs = weights(out), weights(undisturbed("dpo")[0])
+    mine, theirs = weights(out), weights(undisturbed("dpo"))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
@@ -214,7 +227,7 @@ def stop_at(step: int) -> training.Callback:
 
 
 def test_a_damaged_newest_checkpoint_is_put_aside_and_the_one_before_leads_to_the_same_weights(
-    world: Path, undisturbed: Callable[[str], tuple[Path, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, undisturbed: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     begin(world, out, RUNS["dpo"], callbacks=[stop_at(7)])
@@ -226,7 +239,7 @@ def test_a_damaged_newest_checkpoint_is_put_aside_and_the_one_before_leads_to_th
     said = capsys.readouterr().err
     assert "step-000007 is corrupt" in said and "goes on from step 6" in said
     assert (next((out / "checkpoints").glob("damaged-step-000007-*")) / checkpoint.STATE).read_bytes() == content
-    assert_same_run(out, undisturbed("dpo")[0])
+    assert_same_run(out, undisturbed("dpo"))
 
 
 @pytest.mark.parametrize("lost", [checkpoint.STATE, checkpoint.SEAL])
@@ -240,9 +253,7 @@ def test_without_any_sound_checkpoint_resume_refuses_and_touches_nothing(lost: s
     assert sorted(out.rglob("*")) == before
 
 
-def test_a_run_without_a_checkpoint_starts_from_the_beginning(
-    world: Path, undisturbed: Callable[[str], tuple[Path, float]], tmp_path: Path
-) -> None:
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(world: Path, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def fail(event: training.Event) -> None:
@@ -253,9 +264,9 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(
         begin(world, out, {**RUNS["dpo"], "save_every": 0}, callbacks=[fail])
     assert checkpoint.steps(out / "checkpoints") == []
     api.resume(out, progress=False)
-    mine, theirs = weights(out), weights(undisturbed("dpo")[0])
+    mine, theirs = weights(out), weights(undisturbed("dpo"))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert steps_of(out) == steps_of(undisturbed("dpo")[0])
+    assert steps_of(out) == steps_of(undisturbed("dpo"))
 
 
 @pytest.mark.parametrize("name", ["dpo", "rounds"])
