@@ -166,6 +166,25 @@ def test_bfloat16_scores_stay_near_the_truth_because_the_head_works_in_float32()
     assert (naive - right).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("train", ["full", 1])
+def test_in_16_bits_a_small_step_moves_the_weights_since_what_trains_is_kept_in_32(train: str | int, tmp_path: Path) -> None:
+    """A step of 1e-6 is far below the spacing of bfloat16 around 0.2, which is 1e-3."""
+    policy = load(tiny_folder(tmp_path / "tiny"), dtype="bfloat16", train=train, device="cpu")
+    rows, reference = encoded(policy), policy.reference()
+    assert torch.equal(policy.score(rows).logp, reference.score(rows).logp)  # one path for both: the first loss is log 2
+    before = policy.state()
+    step(policy, rows, lr=1e-6)
+    after = policy.state()
+    moved = [bool((after[name] != before[name]).any()) for name in before]
+    assert all(moved) and {value.dtype for value in after.values()} == {torch.float32}
+    whole = load(tmp_path / "tiny", dtype="float32", device="cpu")
+    difference = (policy.score(rows).logp - whole.score(rows).logp).abs() / policy.score(rows).length  # type: ignore[operator]
+    assert 0 < difference.max() < 0.05  # the passes do run in 16 bits
+    save(policy, tmp_path / "out", "card")
+    kept = load(tmp_path / "out", dtype="bfloat16", device="cpu").state()
+    assert all(torch.equal(after[name].bfloat16(), kept[name].bfloat16()) for name in after)
+
+
 def test_a_prompt_without_tokens_needs_a_bos() -> None:
     rows = Rows(id=("a",), prompt=[()], response=TextResponses((((9, 4),),)))
     with_bos = tiny_policy(tokenizer=tiny_tokenizer(bos=True))

@@ -15,6 +15,7 @@ import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -100,9 +101,12 @@ class Network(nn.Module):
         trunk_bytes: int = 1 << 30,
         trunk_tokens: int = 0,
         checkpointing: bool = False,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.module = module
+        masters = any(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()) and not hasattr(module, "peft_config")
+        self.mixed = precision if masters and precision != torch.float32 else None  # float32 weights, passes in `precision`
         self.tokens_per_batch, self.layout, self.checkpointing = tokens_per_batch, layout, checkpointing
         self.trunk_tokens = trunk_tokens  #    as tokens_per_batch, for the trunk
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
@@ -116,9 +120,10 @@ class Network(nn.Module):
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.layout_note = f"{layout}, as asked"
         self.trunk_note = "none: every layer or an adapter trains"
-        self.check_head()
-        self.check_layout()
-        self.cut_trunk()
+        with self.autocast():
+            self.check_head()
+            self.check_layout()
+            self.cut_trunk()
 
     @property
     def lm(self) -> Any:
@@ -132,13 +137,19 @@ class Network(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the hidden states."""
+        """The precision of the matrix products."""
+        if self.mixed is not None:
+            return self.mixed
         weight: Tensor = self.lm.get_input_embeddings().weight
         return weight.dtype if weight.dtype.is_floating_point else torch.float32
 
     def forward(self, run: Callable[..., Any], *args: Any) -> Any:
         """Call `run(*args)`; torch.func.functional_call puts an overlay of parameters in place around it."""
         return run(*args)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Passes in 16 bits where the weights that train are kept in 32."""
+        return nullcontext() if self.mixed is None else torch.autocast(self.device.type, self.mixed)
 
     def mode(self) -> None:
         """Training mode only where checkpointing asks for it; dropout is zero in both."""
