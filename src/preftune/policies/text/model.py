@@ -7,8 +7,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,8 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(words, **options)
         if quantize:
             options |= {"quantization_config": quantization(quantize, precision, place), "device_map": {"": place}}
-        lm = AutoModelForCausalLM.from_pretrained(base, dtype=precision, use_safetensors=True, **options)
+        with quiet() if Path(base).is_dir() else nullcontext():  # a download shows its progress, reading a folder need not
+            lm = AutoModelForCausalLM.from_pretrained(base, dtype=precision, use_safetensors=True, **options)
     except OSError as error:  # a hub that cannot be reached, a repository that is not there or holds no safetensors
         raise PreftuneError(
             f"{model} could not be loaded: {error}; a folder or hub id with safetensors weights and a tokenizer is needed; "
@@ -305,6 +306,20 @@ def load(
         precision=precision,
     )
     return TextPolicy(network, tokenizer, fresh=train in ("lora", "dora") and adapter is None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, which would run into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def pick_device(name: str) -> torch.device:
@@ -543,7 +558,8 @@ def save(policy: TextPolicy, folder: str | Path, card: str) -> Path:
     if policy.network.mixed is not None:  # the folder has the precision it was loaded in
         state = {name: p.to(policy.network.mixed) if p.dtype == torch.float32 else p for name, p in state.items()}
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    module.save_pretrained(aside, state_dict=state)
+    with quiet():
+        module.save_pretrained(aside, state_dict=state)
     policy.tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card, encoding="utf-8")
     if out.exists():
