@@ -25,6 +25,9 @@ from .training import TrainConfig
 from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of, parts_of
 
 
+KL_SAMPLES = 32
+
+
 @dataclass
 class Run:
     """A finished or interrupted run: the trained policy, where everything lies, and what was measured."""
@@ -424,6 +427,11 @@ def _measure(
         judge = judges[0] if judges else None
         drawn = measures.draw(policy, prompts, 1, key, judge=judge if hasattr(judge, "score") else None, decoding=decoding)
         found |= measures.on_samples(policy, drawn, reference=reference, key=key)
+        if reference is not None and not drawn.plain:  # cooled or truncated samples cannot estimate the KL, a few plain ones can
+            uncut = {name: value for name, value in (decoding or {}).items() if name not in ("temperature", "top_k", "top_p")}
+            few = measures.draw(policy, prompts.take(range(min(len(prompts), KL_SAMPLES))), 1, key.fold("kl"), decoding=uncut)
+            measured = measures.on_samples(policy, few, reference=reference, key=key)
+            found |= {name: measured[name] for name in ("kl", "kl_k3")}
     return found, drawn
 
 
