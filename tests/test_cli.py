@@ -310,7 +310,7 @@ def test_play_draws(preftune: Run, tmp_path: Path, suffix: str) -> None:
 def test_play_refuses_what_it_cannot_do(preftune: Run) -> None:
     assert "did you mean" in preftune("play", "egpo", "--set", "opponent=2")[2]
     assert "name=value" in preftune("play", "egpo", "--set", "beta")[2]
-    assert "twice" in preftune("play", "egpo", "--set", "samples=2", "--set", "samples=3")[2]
+    assert "twice" in preftune("play", "egpo", "--set", "responses=2", "--set", "responses=3")[2]
     assert ".svg" in preftune("play", "egpo", "--out", "gap.pdf")[2]
     assert preftune("play", "egpo", "--beta", "0")[0] == 3
     assert preftune("play", "egpo", "--game", "chess")[0] == 3

@@ -288,15 +288,18 @@ def test_offline_ipo_takes_the_popular_response_and_online_ipo_the_winner() -> N
 # --- sampled steps --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("pairs", "samples", "opponents"), [("policy", 2, 1), ("policy", 3, 1), ("uniform", 2, 1), ("uniform", 3, 2)])
-def test_sampled_gradients_are_the_exact_one_in_expectation(pairs: str, samples: int, opponents: int) -> None:
+KINDS = [("policy", 2, 0), ("policy", 3, 0), ("policy", 2, 1), ("uniform", 2, 1), ("uniform", 3, 2)]
+
+
+@pytest.mark.parametrize(("pairs", "responses", "opponents"), KINDS)
+def test_sampled_gradients_are_the_exact_one_in_expectation(pairs: str, responses: int, opponents: int) -> None:
     """8000 sampled rows of one game against the enumerated gradient: within 4 standard errors in every component.
 
     Power: the standard error of every component is below 4 % of the largest component, asserted, so a term that is off
     by a factor of 1.2 fails.
     """
     P, (start, mu) = random_game(4, 1), np.random.default_rng(8).normal(size=(2, 1, 4))
-    method = methods.online_ipo(tau=0.5, pairs=pairs, samples=samples, opponents=opponents)
+    method = methods.online_ipo(tau=0.5, pairs=pairs, responses=responses, opponents=opponents)
 
     def per_row(exact: bool, feed: Rows) -> Tensor:
         """d loss_b / d theta [B, n]."""
@@ -323,15 +326,25 @@ def test_draws_of_self_play_do_not_depend_on_the_batch() -> None:
     assert torch.equal(part.response.index, whole.response.index[[7, 2]]) and torch.equal(part.winrate, whole.winrate[[7, 2]])
 
 
-def test_the_opponent_is_asked_where_pairs_are_uniform_and_only_there() -> None:
-    """Against an opponent that always plays rock, paper wins always; pairs of the policy are judged against one another."""
+def test_the_opponent_is_asked_unless_responses_are_judged_against_one_another() -> None:
+    """Against an opponent that always plays rock, paper wins always, however the pair is drawn."""
     rock = TabularPolicy(torch.tensor([[0.0, -800.0, -800.0]]))
     policy = TabularPolicy(torch.tensor([[0.0, 0.5, 0.2]]))
     ctx = Context({"current": policy, "opponent": rock}, policy.rows(), (PreferenceTable(torch.as_tensor(RPS)),))
     assert against_opponent(ctx, pairs="uniform").winrate.tolist() == [[0.5, 1.0, 0.0]]
-    torch.testing.assert_close(against_opponent(ctx).winrate[0], torch.as_tensor(RPS) @ policy.probabilities()[0])
+    assert against_opponent(ctx, pairs="policy").winrate.tolist() == [[0.5, 1.0, 0.0]]
+    torch.testing.assert_close(against_opponent(ctx, opponents=0).winrate[0], torch.as_tensor(RPS) @ policy.probabilities()[0])
+
+
+def test_numbers_that_leave_nothing_to_compare_are_refused_when_composed() -> None:
     with pytest.raises(PreftuneError, match="pairs is 'even'"):
-        against_opponent(ctx, pairs="even")
+        methods.online_ipo(pairs="even")
+    with pytest.raises(PreftuneError, match="responses is 1"):
+        methods.egpo(responses=1)
+    with pytest.raises(PreftuneError, match="opponents is 0"):
+        methods.egpo(pairs="policy", opponents=0)
+    with pytest.raises(PreftuneError, match="opponents is 0 with uniform pairs"):
+        methods.online_ipo(pairs="uniform", opponents=0)
 
 
 def test_a_silent_judge_is_named_by_its_rows() -> None:
@@ -339,7 +352,7 @@ def test_a_silent_judge_is_named_by_its_rows() -> None:
     judge.table = torch.stack([judge.table[0], judge.table[0] * torch.nan])
     policy = TabularPolicy(torch.zeros(2, 3))
     with pytest.raises(PreftuneError, match=r"no answer for rows \['second'\]"):
-        against_opponent(Context({"current": policy}, policy.rows(["first", "second"]), (judge,)))
+        against_opponent(Context({"current": policy}, policy.rows(["first", "second"]), (judge,)), opponents=0)
 
 
 # --- offline methods end where they should --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
 
 from . import checkpoint, provenance, training
 from . import evaluation as measures
@@ -23,7 +23,6 @@ from .reference import none
 from .registry import import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
 from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of, parts_of
-
 
 KL_SAMPLES = 32
 
@@ -132,11 +131,16 @@ def train(
         "objects": [part for part, value in given.items() if not isinstance(value, str | Path | float | int | None)],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    if not resume or not (folder / "config.json").exists():
-        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
     key = Key.of(config.seed)
     reference = _reference(policy, composed)
     total, _, _ = training.plan(composed, len(feed), config)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise PreftuneError(f"{folder} is written by another process, needed one alone; wait for it, or choose another --out") from error
+    if not resume or not (folder / "config.json").exists():
+        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
     log = Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])
     try:
         for note in chosen.notes + extra:
@@ -160,6 +164,7 @@ def train(
             identity={part: described[part] for part in ("method", "hyperparameters", "data_fingerprint")} | {"batch": config.batch},
             resume=resume,
         )
+        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))  # a resumed run may have other settings
         result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
         for note in _encoded(result.counts):
             log.say(note)
@@ -169,6 +174,7 @@ def train(
             _write(result, prompts, before[1], after[1], described, chosen.doc)
     finally:
         log.close()
+        lock.release()
     return result
 
 
@@ -189,7 +195,6 @@ def resume(
             "call preftune.train(..., out=..., resume=True) with the same objects; a judge alone can be given to resume"
         )
     given = ("test", "load", "max_prompt", "max_response", "samples", "decoding")
-    settings = {**made["hyperparameters"], **made["train"]}  # one that has the name of an argument of train kept its default
     return train(
         made["model"],
         made["method"],
@@ -200,7 +205,8 @@ def resume(
         progress=progress,
         resume=True,
         **{name: made[name] for name in given},
-        **{name: value for name, value in settings.items() if name not in given},
+        **made["hyperparameters"],
+        **made["train"],
     )
 
 
@@ -329,8 +335,9 @@ def _open(
     notes += unusable
     if test is not None:
         test, _ = usable(test, columns)
-    torch.manual_seed(seed)  # a fresh adapter is the one thing that is drawn before the first step
-    policy = load_policy(model, **(load or {}))
+    policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
+    if max_response is not None:
+        policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
     held_out = None if test is None else TextFeed(test, policy.tokenizer, columns, max_prompt, max_response)
     if columns:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 
-from ..types import Context, PreftuneError, Rows
+from ..types import Collect, Context, PreftuneError, Rows
 from .label import winrate
 
 Pairs = Literal["policy", "uniform"]
@@ -38,24 +39,28 @@ def mismatched(ctx: Context) -> Rows:
     return rows.replace(response=rows.response.join(rows.response.take(rows=partner)), desirable=desirable, present=present)
 
 
-def against_opponent(ctx: Context, *, pairs: Pairs = "policy", samples: int = 2, opponents: int = 1) -> Rows:
-    """`samples` responses of the current policy and their win rates against the opponent role.
+def against_opponent(ctx: Context, *, pairs: Pairs = "policy", responses: int = 2, opponents: int = 1) -> Rows:
+    """`responses` of the current policy and their win rates.
 
-    pairs="policy"   drawn from the policy and judged against one another, itself at 1/2: for two samples the winrates
-                     differ by P(y beats y') - 1/2, the pair form of online IPO; the opponent role is then not asked
-    pairs="uniform"  drawn by the policy's stand-in for a uniform law and judged against fresh draws of the opponent
+    pairs      "policy" draws them from the policy, "uniform" from its stand-in for a uniform law
+    opponents  how many fresh draws of the opponent role they are judged against; 0 judges them against one another, itself
+               at 1/2: two winrates then differ by P(y beats y') - 1/2, the pair form of online IPO
     """
-    if samples < 2 or opponents < 1:
+    current = ctx.roles["current"]
+    y = current.sample(ctx.feed, responses, ctx.key.fold("pair"), **(current.uniform if pairs == "uniform" else {}))
+    z = ctx.roles["opponent"].sample(ctx.feed, opponents, ctx.key.fold("opponent")) if opponents else y
+    return ctx.feed.replace(response=y, law=y.law, winrate=winrate(ctx.judge, ctx.feed, y, z, ctx.key.fold("judge")))
+
+
+def against(*, pairs: Pairs, responses: int, opponents: int) -> Collect:
+    """`against_opponent` with its numbers checked when a method is composed."""
+    if pairs not in ("policy", "uniform"):
+        raise PreftuneError(f"pairs is {pairs!r}, needed 'policy' or 'uniform'; 'policy' draws what the policy would answer")
+    if responses < 2 or opponents < 0:
         raise PreftuneError(
-            f"samples is {samples} and opponents is {opponents}, needed samples >= 2 and opponents >= 1: "
+            f"responses is {responses} and opponents is {opponents}, needed responses >= 2 and opponents >= 0: "
             "the loss compares responses of one prompt with one another; raise them"
         )
-    current = ctx.roles["current"]
-    if pairs == "policy":
-        y = z = current.sample(ctx.feed, samples, ctx.key.fold("pair"))
-    elif pairs == "uniform":
-        y = current.sample(ctx.feed, samples, ctx.key.fold("pair"), **current.uniform)
-        z = ctx.roles["opponent"].sample(ctx.feed, opponents, ctx.key.fold("opponent"))
-    else:
-        raise PreftuneError(f"pairs is {pairs!r}, needed 'policy' or 'uniform'")
-    return ctx.feed.replace(response=y, law=y.law, winrate=winrate(ctx.judge, ctx.feed, y, z, ctx.key.fold("judge")))
+    if pairs == "uniform" and not opponents:
+        raise PreftuneError("opponents is 0 with uniform pairs, needed 1 or more: uniform responses are no sample of the policy")
+    return partial(against_opponent, pairs=pairs, responses=responses, opponents=opponents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..collect.draw import given
+from ..numerics import positive
 from ..objectives import pairwise
 from ..reference import frozen
 from ..types import Method
@@ -16,6 +17,7 @@ def ipo(tau: float = 0.1) -> Method:
 
     The paper's loss. Libraries split: TRL, HALOs and LLaMA-Factory run `ipo_avg` under this name.
     """
+    positive("tau", tau, pairwise.PULL)
     return Method(partial(pairwise.ipo, beta=tau), given, frozen, plain)
 
 
@@ -24,4 +26,5 @@ def ipo_avg(tau: float = 0.1) -> Method:
 
     tau is not ipo's tau: at equal lengths L, ipo_avg(tau) has the minimum of ipo(tau / L).
     """
+    positive("tau", tau, pairwise.PULL)
     return Method(partial(pairwise.ipo_avg, beta=tau), given, frozen, plain)

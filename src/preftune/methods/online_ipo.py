@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..collect.draw import Pairs, against_opponent
+from ..collect.draw import Pairs, against
+from ..numerics import positive
 from ..objectives import games
 from ..reference import frozen
 from ..types import Method
@@ -13,11 +14,14 @@ from ..update import plain
 SELF_PLAY = {"beta1": 0.0}  # momentum orbits the equilibrium of a cyclic game instead of reaching it
 
 
-def online_ipo(tau: float = 1.0, pairs: Pairs = "policy", samples: int = 2, opponents: int = 1) -> Method:
+def online_ipo(tau: float = 1.0, pairs: Pairs = "policy", responses: int = 2, opponents: int | None = None) -> Method:
     """Pairs of the current policy, judged against one another: the fixed point is the Nash equilibrium regularised by tau.
 
-    pairs="uniform" draws the pair uniformly (on text: broadly) and judges it against `opponents` fresh draws of the
-    policy: on a table an SGD step is then exactly online mirror descent with eta = 4 lr / (n tau).
+    opponents fresh draws of the policy are asked instead where a number is given. pairs="uniform" draws the pair uniformly
+    (on text: broadly) and needs them, one by default: on a table an SGD step is then exactly online mirror descent with
+    eta = 4 lr / (n tau).
     """
-    collect = partial(against_opponent, pairs=pairs, samples=samples, opponents=opponents)
+    positive("tau", tau, games.PULL)
+    asked = opponents if opponents is not None else int(pairs == "uniform")
+    collect = against(pairs=pairs, responses=responses, opponents=asked)
     return Method(partial(games.online_ipo, beta=tau), collect, frozen, plain, collect_every="step", recipe=SELF_PLAY)

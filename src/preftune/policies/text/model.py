@@ -46,12 +46,13 @@ class TextPolicy:
         self.end = end_of_turn(tokenizer)
         self.stops = stop_tokens(tokenizer, network.lm, self.end)
         self.hashed: str | None = None
+        self.max_new_tokens = 64  # of a sample, where the caller does not say
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
-        return self.run(generate, self, rows, n, key, **decoding)  # type: ignore[no-any-return]
+        return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
 
     def score(self, rows: Rows) -> Scored:
         """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1."""
@@ -86,7 +87,9 @@ class TextPolicy:
 
     def frozen(self, overlay: dict[str, Tensor], adapter: bool = True) -> TextPolicy:
         """A frozen policy on the same network."""
-        return TextPolicy(self.network, self.tokenizer, overlay=overlay, adapter=adapter, fresh=self.fresh)
+        policy = TextPolicy(self.network, self.tokenizer, overlay=overlay, adapter=adapter, fresh=self.fresh)
+        policy.max_new_tokens = self.max_new_tokens
+        return policy
 
     def reference(self) -> TextPolicy:
         """The weights given, frozen: call it before training begins. `reference_kind` says how it is made."""
