@@ -101,6 +101,8 @@ def main() -> None:
                 config, began = training.TrainConfig(seed=seed, **settings), time.process_time()
                 log = Log(folder, 0, progress=False)
                 outcome = training.run(policy, methods[arm], pairs, config, folder, log, reference=reference)
+                if outcome.stopped != "finished":
+                    raise SystemExit(f"{arm}, seed {seed}: {outcome.stopped} after {outcome.steps} steps")
                 spent = time.process_time() - began
                 pair = pair_metrics(policy, reference, held_out)
                 key = Key.of(seed).fold("after")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,11 +42,9 @@ def quickstart(
     four layers with rpo (DPO plus the likelihood of the preferred sentence), and measures on pairs and texts that neither
     the model nor the judge has seen.
     """
-    from ..api import report, train
-    from ..log import write_whole
+    from ..api import train
 
     started = time.monotonic()
-    roles: dict[str, Any] = {}
     folder = out or free(Path("runs/quickstart"))
     if folder.exists() and any(folder.iterdir()):
         raise PreftuneError(f"{folder} is not empty, needed a new folder for the run; choose another --out")
@@ -63,7 +60,6 @@ def quickstart(
         load=LOAD,
         samples=SAMPLES,
         decoding=DECODING,
-        callbacks=[lambda event: roles.update(event.learner.roles)],
         progress=not json,
         seed=seed,
         **RECIPE,
@@ -71,10 +67,6 @@ def quickstart(
     if run.stopped == "interrupted":
         print(f"interrupted after step {run.steps}, everything is saved; go on with\n\n    preftune train --resume {folder}")
         raise typer.Exit(130)
-    run.evaluation["before"]["kl"] = {"value": 0.0, "low": 0.0, "high": 0.0}  # the policy was the reference
-    run.evaluation["after"]["kl"] = divergence(run.policy, roles["reference"], seed)
-    write_whole(folder / "evaluation.json", dumps(run.evaluation, indent=1))
-    report(folder)
     seconds = time.monotonic() - started
     if json:
         print_json({"folder": str(folder), "model": str(run.model), "report": str(run.report), "seconds": seconds} | run.evaluation)
@@ -109,22 +101,6 @@ def write_pairs(folder: Path, seed: int) -> dict[str, Path]:
         for name, count in (("train", TRAIN_PAIRS), ("test", TEST_PAIRS))
     }
     return {name: write_jsonl(records, folder / f"{name}.jsonl") for name, records in made.items()}
-
-
-def divergence(policy: Any, reference: Any, seed: int) -> dict[str, float | None]:
-    """KL(policy || reference) in nats a sample. The judged samples are cooler than the policy's own law, so these are drawn from it."""
-    import torch
-
-    from ..data.columns import Record
-    from ..data.ratings import PROMPT, SYSTEM
-    from ..evaluation import bootstrap, kl_estimate
-    from ..types import Key
-
-    rows, _ = policy.encode([Record(id="kl", prompt=PROMPT, system=SYSTEM, responses=[])])
-    with torch.no_grad():
-        drawn = rows.replace(response=policy.sample(rows, SAMPLES, Key.of(seed).fold("kl"), max_new_tokens=DECODING["max_new_tokens"]))
-        estimate = kl_estimate(policy.score(drawn).logp, reference.score(drawn).logp)["kl"]
-    return dict(bootstrap(estimate[0])._asdict())
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------
