@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/data.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/data.md", "docs/games.md")
 LIMIT = 300  # seconds for one page
 
 BLOCK = re.compile(
