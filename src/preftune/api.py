@@ -77,6 +77,7 @@ def train(
     judge: str | Judge | None = None,
     out: str | Path | None = None,
     load: Mapping[str, Any] | None = None,
+    read: Mapping[str, Any] | None = None,
     max_prompt: int | None = None,
     max_response: int | None = None,
     samples: int = 3,
@@ -91,10 +92,11 @@ def train(
 
     model     a folder, hub id or GGUF file, or a Policy
     method    a name (`preftune show` lists them), "pkg.module:function", a function that returns a Method, or a Method
-    data      a file, folder, hub id or mixture "a.jsonl:0.7,b.jsonl:0.3"; a Dataset; Rows; for tables None: the games
+    data      a file, folder, hub id or mixture "a.jsonl:0.7,b.jsonl:0.3"; rows in memory; for tables None: the games
     test      the same, held out; a number holds back that share of the data, split by prompt
     judge     a name, "pkg.module:function", or a Judge: labels self-play and scores samples
     load      how the model is loaded: train="full" | "lora" | "dora" | last k layers, dtype, device, quantize, ...
+    read      how data are read: format, columns (to rename), split, strict, max_line_bytes
     samples   texts drawn before and after training with `decoding`, for the report; 0 draws none
     resume    go on from the last checkpoint in `out`
     settings  hyperparameters of the method and fields of TrainConfig, by name
@@ -106,12 +108,12 @@ def train(
     folder = Path(out) if out else Path("runs") / f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not resume:
         _fresh(folder)
+    _asks_a_judge(chosen, judge)
     judges = [] if judge is None else [resolve_judge(judge)]
-    if composed.collect_every != "run" and not judges:
-        raise PreftuneError(f"{name} compares responses with a judge, but none was given; pass judge=... or --judge NAME")
     given = {"model": model, "method": method, "data": data, "test": test, "judge": judge}
-    call = {"load": dict(load or {}), "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
-    policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
+    how = {"load": dict(load or {}), "read": dict(read or {})}
+    call = {**how, "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
+    policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, read, max_prompt, max_response)
     described: dict[str, Any] = {
         "method": name,
         "hyperparameters": hyperparameters,
@@ -194,7 +196,7 @@ def resume(
             f"{folder} was started with {' and '.join(objects)} as objects in Python, needed names or files; "
             "call preftune.train(..., out=..., resume=True) with the same objects; a judge alone can be given to resume"
         )
-    given = ("test", "load", "max_prompt", "max_response", "samples", "decoding")
+    given = ("test", "load", "read", "max_prompt", "max_response", "samples", "decoding")
     return train(
         made["model"],
         made["method"],
@@ -215,7 +217,9 @@ def plan(
     method: str | Method | Callable[..., Method],
     data: Any = None,
     *,
+    judge: str | Judge | None = None,
     load: Mapping[str, Any] | None = None,
+    read: Mapping[str, Any] | None = None,
     max_prompt: int | None = None,
     max_response: int | None = None,
     test: Any = None,
@@ -224,7 +228,8 @@ def plan(
     """Resolve and probe everything, load model and data, and estimate memory and time: a dry run."""
     chosen = prepare(method, settings)
     composed, config = chosen.method, chosen.config
-    policy, feed, _, extra = _open(composed, model, data, test, config.seed, load, max_prompt, max_response)
+    _asks_a_judge(chosen, judge)
+    policy, feed, _, extra = _open(composed, model, data, test, config.seed, load, read, max_prompt, max_response)
     total, _, _ = training.plan(composed, len(feed), config)
     trained = sum(p.numel() for p in policy.parameters())
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
@@ -280,6 +285,11 @@ def prepare(method: Any, settings: Mapping[str, Any]) -> Composed:
     return Composed(composed, name, (function.__doc__ or "").strip(), {**defaults, **hyperparameters}, config, notes)
 
 
+def _asks_a_judge(chosen: Any, judge: Any) -> None:
+    if chosen.method.collect_every != "run" and judge is None:
+        raise PreftuneError(f"{chosen.name} compares responses with a judge, but none was given; pass judge=... or --judge NAME")
+
+
 def resolve_judge(judge: Any) -> Judge:
     """A judge by name or place (a function without arguments that returns one), or as it is."""
     if not isinstance(judge, str):
@@ -291,10 +301,19 @@ def resolve_judge(judge: Any) -> Judge:
 
 
 def load_data(spec: Any, **options: Any) -> Any:
-    """A data set by name; what is loaded already comes back as it is. docs/data.md has the files and columns."""
-    from .data.files import load
+    """A data set by name, or from rows in memory: a list of dicts or Records, a datasets.Dataset. A Dataset comes back as it is.
 
-    return load(spec, **options) if isinstance(spec, str | Path) else spec
+    docs/data.md has the files and columns; paths in a list, alone or with shares, are a mixture.
+    """
+    from .data.files import Dataset, from_rows, load
+
+    if isinstance(spec, Dataset):
+        return spec
+    if isinstance(spec, str | Path) or isinstance(spec, list) and spec and isinstance(spec[0], str | Path | tuple):
+        return load(spec, **options)
+    if not hasattr(spec, "__len__") or not hasattr(spec, "__getitem__"):
+        raise PreftuneError(f"the data are {type(spec).__name__}, needed a file's name, a list of rows or a Dataset; see docs/data.md")
+    return from_rows([spec[i] for i in range(len(spec))], **options)
 
 
 def load_policy(model: Any, **options: Any) -> Any:
@@ -315,6 +334,7 @@ def _open(
     test: Any,
     seed: int,
     load: Mapping[str, Any] | None,
+    read: Mapping[str, Any] | None,
     max_prompt: int | None,
     max_response: int | None,
 ) -> tuple[Any, Any, Any, list[str]]:
@@ -327,10 +347,10 @@ def _open(
         raise PreftuneError("no data were given, needed a file, folder or hub id; pass data=... or --data FILE")
     from .data.feed import TextFeed, usable
 
-    data = load_data(data)
+    data = load_data(data, **(read or {}))
     notes = _left_out(data)
     share = _share(test)
-    data, test = data.split(share, seed) if share is not None else (data, None if test is None else load_data(test))
+    data, test = data.split(share, seed) if share is not None else (data, None if test is None else load_data(test, **(read or {})))
     data, unusable = usable(data, columns)
     notes += unusable
     if test is not None:
@@ -480,6 +500,7 @@ def evaluate(
     against: Any = None,
     judge: str | Judge | None = None,
     load: Mapping[str, Any] | None = None,
+    read: Mapping[str, Any] | None = None,
     max_prompt: int | None = None,
     max_response: int | None = None,
     rows: int | None = None,
@@ -492,7 +513,7 @@ def evaluate(
     """Held-out pairs: accuracy raw and relative to `against`, margin, calibration, drift, KL, length; with a judge the win
     rate of `samples` samples in both orders. Every number is {"value", "low", "high"}, a bootstrap interval by prompt.
     """
-    data = load_data(data)
+    data = load_data(data, **(read or {}))
     policy = load_policy(model, **(load or {}))
     other = load_policy(against, **(load or {})) if against is not None else None
     from .data.feed import TextFeed

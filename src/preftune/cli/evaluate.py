@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, Load, loading, pairs
+from .options import Json, Load, Read, Rename, loading, pairs, reading
 from .output import print_json, print_measures
 
 
@@ -22,10 +22,13 @@ def evaluate(
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens.")] = None,
     max_response: Annotated[int | None, typer.Option(help="Longest response in tokens.")] = None,
     load: Load = None,
+    read: Read = None,
+    rename: Rename = None,
     json: Json = False,
 ) -> None:
     """Measure a model on held-out pairs and, with a judge, on samples; every number has a bootstrap interval."""
     how = pairs(load or [], "--load")
+    read_as = reading(pairs(read or [], "--read"), pairs(rename or [], "--rename"))
     from ..api import evaluate as run
 
     found = run(
@@ -34,6 +37,7 @@ def evaluate(
         against=against,
         judge=judge,
         load=loading(how),
+        read=read_as,
         max_prompt=max_prompt,
         max_response=max_response,
         rows=rows,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..types import PreftuneError
-from .options import Json, Load, loading, pairs
+from .options import Json, Load, Read, Rename, loading, pairs, reading
 from .output import print_json
 
 
@@ -22,16 +22,19 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal answers.")] = 0,
     load: Load = None,
+    read: Read = None,
+    rename: Rename = None,
     json: Json = False,
 ) -> None:
     """Answer prompts with a model."""
     if bool(prompt) == bool(data):
         raise PreftuneError("generate takes --prompt or --data, needed exactly one of them; for instance --prompt 'Hello!'")
     how = pairs(load or [], "--load")
+    read_as = reading(pairs(read or [], "--read"), pairs(rename or [], "--rename"))
     from ..api import generate as run
     from ..api import load_data
 
-    prompts = [record.prompt for record in load_data(data)] if data else list(prompt or [])
+    prompts = [record.prompt for record in load_data(data, **read_as)] if data else list(prompt or [])
     answers = run(
         model,
         prompts,

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from ..types import PreftuneError
-from .options import Json, Load, Set, loading, pairs, refuse
+from .options import Json, Load, Read, Rename, Set, loading, pairs, reading, refuse
 from .output import number, print_json, print_measures, print_table
 
-OPTIONS = ("method", "model", "data", "test", "judge", "out", "load", "decoding", "max_prompt", "max_response", "samples")
-UNPLANNED = ("judge", "out", "samples", "decoding")  # what a dry run does not look at
+OPTIONS = ("method", "model", "data", "test", "judge", "out", "load", "read", "decoding", "max_prompt", "max_response", "samples")
+UNPLANNED = ("out", "samples", "decoding")  # what a dry run does not look at
 PYTHON_ONLY = ("callbacks", "metrics", "progress", "resume")  # arguments of preftune.train that no file sets
 
 
@@ -25,6 +25,8 @@ def train(
     out: Annotated[str | None, typer.Option(help="The run's folder; runs/METHOD-TIME if left out.")] = None,
     setting: Set = None,
     load: Load = None,
+    read: Read = None,
+    rename: Rename = None,
     max_prompt: Annotated[int | None, typer.Option(help="Longest prompt in tokens; longer ones are cut and counted.")] = None,
     max_response: Annotated[int | None, typer.Option(help="Longest response in tokens; longer ones are cut and counted.")] = None,
     samples: Annotated[int | None, typer.Option(help="Texts drawn before and after, for the report; 0 draws none.")] = None,
@@ -45,6 +47,7 @@ def train(
         "max_response": max_response,
         "samples": samples,
         "load": pairs(load or [], "--load"),
+        "read": reading(pairs(read or [], "--read"), pairs(rename or [], "--rename")),
     }
     settings = pairs(setting or [])
     refuse(settings, (*OPTIONS, *PYTHON_ONLY), "--set")
