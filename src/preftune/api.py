@@ -22,7 +22,7 @@ from .probe import probe
 from .reference import none
 from .registry import import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
-from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, needs_of, parts_of
+from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, formula_of, needs_of, parts_of
 
 KL_SAMPLES = 32
 
@@ -123,7 +123,7 @@ def train(
         "test": _source(test),
         "judge": judge if isinstance(judge, str) else None if judge is None else type(judge).__name__,
         **call,
-        "formula": "\n\n".join((part.__doc__ or "").strip() for part in parts_of(composed.objective)),
+        "formula": _formula(composed.objective),
         "reference": getattr(policy, "reference_kind", "copy of the weights that train"),
         "command": provenance.command(),
         "commit": provenance.commit(),
@@ -381,6 +381,13 @@ def _encoded(counts: Mapping[str, int]) -> list[str]:
         "joint_differs": "responses are tokenised otherwise together with their prompt",
     }
     return [f"{counts[name]} times {what}, in {counts['rows']} rows read" for name, what in words.items() if counts.get(name)]
+
+
+def _formula(objective: Any) -> str:
+    """The objective as a sum where it is one, then the formula of each part."""
+    parts = list(parts_of(objective))
+    head = [f"loss = {formula_of(objective)}"] if len(parts) > 1 else []
+    return "\n\n".join([*head, *((part.__doc__ or "").strip() for part in parts)])
 
 
 def _share(test: Any) -> float | None:

@@ -226,6 +226,17 @@ def parts_of(objective: Any) -> Iterator[Any]:
         yield from parts_of(part)
 
 
+def formula_of(objective: Any) -> str:
+    """The sum in one line: "dpo(beta=0.1) + 0.03 * nll(aggregation=seq_sum)"."""
+    given: dict[str, Any] = {}
+    while not hasattr(objective, "parts") and hasattr(objective, "func"):
+        given, objective = {**objective.keywords, **given}, objective.func
+    if hasattr(objective, "parts"):
+        text = " + ".join(formula_of(part) for part in objective.parts)
+        return f"{objective.weight:g} * {text}" if hasattr(objective, "weight") else text
+    return f"{getattr(objective, '__name__', 'objective')}({', '.join(f'{name}={value}' for name, value in given.items())})"
+
+
 # --- who acts -------------------------------------------------------------------------------------------------------
 
 

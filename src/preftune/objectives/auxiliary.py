@@ -39,7 +39,7 @@ def scale(objective: Objective, weight: float) -> Objective:
         loss = objective(s)
         return Loss(weight * loss.row, loss.metrics, loss.count)
 
-    scaled.needs, scaled.parts = needs_of(objective), (objective,)  # type: ignore[attr-defined]
+    scaled.needs, scaled.parts, scaled.weight = needs_of(objective), (objective,), weight  # type: ignore[attr-defined]
     return scaled
 
 
