@@ -474,7 +474,8 @@ def _pairs(policy: Any, reference: Any, feed: Any, n: int, batch: int, beta: flo
     batches = (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch))
     records = feed.data.records(range(n))
     one_prompt = len({str(record.prompt) for record in records}) == 1
-    clusters = [frozenset(record.responses) for record in records] if one_prompt else None
+    texts = [text for record in records for text in record.responses]
+    clusters = [frozenset(record.responses) for record in records] if one_prompt and len(set(texts)) < len(texts) else None
     return measures.held_out(policy, reference, batches, beta=beta, clusters=clusters, seed=seed)
 
 

@@ -350,10 +350,9 @@ def on_samples(
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(drawn.rows), chunk):
         batch = drawn.rows.take(range(start, min(start + chunk, len(drawn.rows))))
-        scored = policy.score(batch)
-        part = {} if scored.length is None else {"length": scored.length.double()}
+        part = {"length": batch.response.length.double()}
         if reference is not None and drawn.plain:
-            part |= kl_estimate(scored.logp, reference.score(batch).logp)
+            part |= kl_estimate(policy.score(batch).logp, reference.score(batch).logp)
         parts.append({name: _mean(value, batch.response.law).cpu() for name, value in part.items()})
     if parts:
         statistics |= {name: mean_of(torch.cat([part[name] for part in parts])) for name in parts[0]}

@@ -79,6 +79,10 @@ class Responses(Protocol):
     def shape(self) -> tuple[int, int]:
         """(B, K)."""
 
+    @property
+    def length(self) -> Tensor:
+        """Tokens of each response, int64 [B, K]; 1 in a table, 0 where absent."""
+
     def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> Self:
         """Some rows and columns, in the order asked for."""
 

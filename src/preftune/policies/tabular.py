@@ -24,6 +24,10 @@ class TableResponses:
     def shape(self) -> tuple[int, int]:
         return self.index.shape[0], self.index.shape[1]
 
+    @property
+    def length(self) -> Tensor:
+        return torch.ones_like(self.index)
+
     def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> TableResponses:
         def pick(x: Tensor) -> Tensor:
             x = x if rows is None else x[list(rows)]

@@ -77,15 +77,18 @@ def draw(policy: TextPolicy, prompts: Sequence[Tokens], uniforms: numpy.ndarray,
     network.mode()
     device, (b, n, steps) = network.device, uniforms.shape
     length = max(map(len, prompts))
-    ids = torch.zeros(b, length, dtype=torch.int64)
-    mask = torch.zeros(b, length, dtype=torch.int64)
-    for i, prompt in enumerate(prompts):  # on the left, so that every prompt ends where generation begins
+    distinct = list(dict.fromkeys(prompts))  # each runs once, however many rows ask it
+    ids = torch.zeros(len(distinct), length, dtype=torch.int64)
+    mask = torch.zeros(len(distinct), length, dtype=torch.int64)
+    for i, prompt in enumerate(distinct):  # on the left, so that every prompt ends where generation begins
         ids[i, length - len(prompt) :] = torch.tensor(prompt)
         mask[i, length - len(prompt) :] = 1
     mask, numbers = mask.to(device), torch.from_numpy(uniforms.reshape(b * n, steps))
     logits, cache = step(network.lm, ids.to(device), mask, None)
-    logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-    cache.batch_repeat_interleave(n)
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    lines = torch.tensor([place[prompt] for prompt in prompts for _ in range(n)], device=device)
+    logits, mask = logits[lines], mask[lines]
+    cache.batch_select_indices(lines)
 
     out: list[list[int]] = [[] for _ in range(b * n)]
     kept: list[list[float]] = [[] for _ in range(b * n)]

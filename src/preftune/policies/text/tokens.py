@@ -34,6 +34,11 @@ class TextResponses:
         """(B, K)."""
         return len(self.tokens), len(self.tokens[0]) if self.tokens else 0
 
+    @property
+    def length(self) -> Tensor:
+        """Tokens of each response, int64 [B, K]; the end of turn counts."""
+        return torch.tensor([[len(tokens) for tokens in row] for row in self.tokens], dtype=torch.int64).reshape(self.shape)
+
     def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> TextResponses:
         """Some rows and columns, in the order asked for."""
         rows = range(self.shape[0]) if rows is None else [int(i) for i in rows]
@@ -73,7 +78,7 @@ class TextResponses:
         flat = [token for row in self.tokens for tokens in row for token in tokens]
         packed = {
             "tokens": torch.tensor(flat, dtype=torch.int64),
-            "length": torch.tensor([[len(tokens) for tokens in row] for row in self.tokens], dtype=torch.int64).reshape(self.shape),
+            "length": self.length,
         }
         if self.logp is not None:
             packed["logp"] = torch.tensor([v for row in self.logp for values in row for v in values], dtype=torch.float64)
