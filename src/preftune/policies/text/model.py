@@ -246,7 +246,8 @@ def load(
     train             "full", "lora", "dora", or k: the last k layers (embeddings, final norm and head stay frozen);
                       "auto": the adapter of an adapter folder, "lora" on a quantised base, otherwise "full"
     device            "auto", "cpu", "cuda", "cuda:1", "mps"; "auto" takes the best that is there
-    dtype             "auto": bfloat16 where a CUDA device has it, otherwise float32. In 16 bits what trains is kept in float32
+    dtype             "auto": bfloat16 where a CUDA device has it, otherwise float32, so that numbers do not depend on the kind of
+                      processor; "bfloat16" is faster where it has that. In 16 bits what trains is kept in float32
     lora_targets      names of linear layers, or "all-linear"; `seed` draws the adapter's first matrices
     quantize          4 or 8: the frozen base through bitsandbytes
     tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
