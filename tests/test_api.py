@@ -86,3 +86,20 @@ def test_a_dry_run_changes_nothing_and_writes_nothing(tmp_path: Path, model: str
     with pytest.raises(PreftuneError, match="compares responses with a judge"):
         preftune.plan(model, "egpo", arithmetic(8))
     assert {path.name for path in tmp_path.iterdir()} == {"tiny"}
+
+
+def test_with_early_stop_the_model_is_the_best_one(tmp_path: Path, model: str) -> None:
+    """A metric of the test's own falls from the first evaluation on, so the best step is the first that was looked at."""
+    import torch
+
+    from preftune import checkpoint
+
+    def falling(policy: object, step: int) -> dict[str, float]:
+        return {"mine": -float(step)}
+
+    options = {**SMALL, "batch": 4, "eval_every": 1, "early_stop": "mine", "patience": 2}
+    run = preftune.train(model, "dpo", arithmetic(32), test=0.25, out=tmp_path / "run", metrics=[falling], **options)
+    assert run.steps == 3 and "best at step 1" in run.stopped
+    kept = [checkpoint.load(checkpoint.path_of(run.folder / "checkpoints", step))["policy"] for step in (1, 3)]
+    assert all(torch.equal(kept[0][name], value) for name, value in run.policy.state().items())
+    assert any(not torch.equal(kept[0][name], kept[1][name]) for name in kept[0])

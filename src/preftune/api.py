@@ -171,6 +171,10 @@ def train(
         for note in _encoded(result.counts):
             log.say(note)
         if outcome.stopped != "interrupted":
+            if config.early_stop and outcome.best not in (None, outcome.steps):
+                best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
+                policy.load(checkpoint.load(best)["policy"])
+                log.say(f"the model is that of step {outcome.best}, the best by {config.early_stop}")
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)

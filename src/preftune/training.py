@@ -43,7 +43,7 @@ class TrainConfig:
     optimiser: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     beta1: float = 0.9  #              AdamW's first moment; self-play methods recommend 0
     weight_decay: float = 0.0
-    clip: float = 1.0  #               largest gradient norm; 0 never clips
+    clip: float | None = None  #       largest gradient norm, 0 never clips; default 1, and 0 for games, which are separate problems
     seed: int = 0
     rounds: int = 1  #                 for methods that collect by rounds
     prompts_per_round: int | None = None  # default: all prompts
@@ -214,7 +214,7 @@ def run(
         lr=schedule(config, total),
         beta1=config.beta1,
         weight_decay=config.weight_decay,
-        clip=config.clip,
+        clip=config.clip if config.clip is not None else 0.0 if policy.independent else 1.0,
         micro_batch=config.micro_batch,
     )
     saved, shelf = folder / "checkpoints", folder / "rounds"
