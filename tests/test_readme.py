@@ -21,6 +21,10 @@ from pathlib import Path
 
 import pytest
 
+from preftune.data import save
+from preftune.data.synthetic import arithmetic
+from text_fixtures import tiny_folder
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/data.md", "docs/games.md")
 LIMIT = 300  # seconds for one page
@@ -71,10 +75,18 @@ def run(chosen: list[Block], folder: Path, where: Path | None = None) -> None:
     assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
 
 
+def readers_files(folder: Path) -> None:
+    """What the pages call the reader's own: ./model, pairs.jsonl and held-out.jsonl, here a tiny model and sums."""
+    tiny_folder(folder / "model")
+    save(arithmetic(40, kind="soft"), folder / "pairs.jsonl")
+    save(arithmetic(16, seed=1), folder / "held-out.jsonl")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_snippet_of_a_page_runs(page: str, tmp_path: Path) -> None:
     for name in ("tests", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
+    readers_files(tmp_path)
     run([block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")], tmp_path)
 
 
