@@ -113,6 +113,7 @@ def train(
     given = {"model": model, "method": method, "data": data, "test": test, "judge": judge}
     how = {"load": dict(load or {}), "read": dict(read or {})}
     call = {**how, "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
+    checkpoint.seed_rng(config.seed)
     policy, feed, held_out, extra = _open(composed, model, data, test, config.seed, load, read, max_prompt, max_response)
     described: dict[str, Any] = {
         "method": name,
