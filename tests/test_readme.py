@@ -1,6 +1,6 @@
 """Every command and snippet of the documents runs as it stands, page by page, in a folder of its own.
 
-A page's ```python and ```bash blocks run in order; Python blocks of one page share their names, as a reader's session would.
+A page's ```python and ```bash blocks run in order; Python blocks of one page share their names, as they would for a reader.
 A comment on the line above a block says otherwise:
 
     <!-- ci: file NAME -->     write the block to NAME instead of running it
@@ -51,7 +51,7 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
-def session(chosen: list[Block]) -> str:
+def program(chosen: list[Block]) -> str:
     """One Python program that does what a reader does: runs blocks in order, sharing names, and says where it is."""
     lines = ["import os, subprocess, sys", "sys.path.insert(0, os.getcwd())", "names = {'__name__': '__main__'}"]
     for block in chosen:
@@ -69,9 +69,9 @@ def session(chosen: list[Block]) -> str:
 
 def run(chosen: list[Block], folder: Path, where: Path | None = None) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
-    program = folder / ".session.py"
-    program.write_text(session(chosen), encoding="utf-8")
-    ran = subprocess.run([sys.executable, program], cwd=where or folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    script = folder / ".program.py"
+    script.write_text(program(chosen), encoding="utf-8")
+    ran = subprocess.run([sys.executable, script], cwd=where or folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
 
 
