@@ -332,6 +332,20 @@ def test_orpo_on_a_response_of_probability_one_stops_by_name() -> None:
     assert caught.value.rows == ["sure"]
 
 
+@pytest.mark.parametrize("method", [methods.dpo(), methods.kto(), methods.sft()])
+def test_measuring_gives_one_loss_whatever_the_micro_batch(method: Method) -> None:
+    def mean(micro_batch: int) -> float:
+        one = on_tables(method, torch.tensor([[0.3, -0.1], [0.0, 1.0], [2.0, 0.5], [-1.0, 0.4]]))
+        one.micro_batch = micro_batch
+        rows = Rows(("a", "b", "c", "d"), (0, 1, 2, 3), TableResponses(torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]])), ranked=True)
+        _, losses = one.measure(method.collect(Context({}, rows)))
+        return float(
+            sum(loss.row.sum() for loss in losses) / sum(len(loss.row) if loss.count is None else loss.count.sum() for loss in losses)
+        )
+
+    assert mean(1) == pytest.approx(mean(4), rel=1e-14) and mean(3) == pytest.approx(mean(4), rel=1e-14)
+
+
 @pytest.mark.parametrize("micro_batch", [2, 8])
 def test_kto_names_the_row_whose_log_probability_is_none(micro_batch: int) -> None:
     one = on_tables(methods.kto(), torch.zeros(4, 2))

@@ -69,7 +69,7 @@ class GradientLearner:
 
     def snapshot(self) -> dict[str, Any]:
         return {
-            "policy": {name: tensor.detach().clone() for name, tensor in self.policy.state().items()},
+            "policy": self.policy.state(),
             "optimiser": copy.deepcopy(self.optimiser.state_dict()),
             "steps": self.steps,
             "running": {name: tensor.clone() for name, tensor in self.running.items()},
@@ -108,6 +108,14 @@ class GradientLearner:
             reference = self.roles["reference"].score(rows).logp if self.needs.reference else None
         return Scored(rows, scored.logp, reference, scored.length, scored.heads, running=self.running)
 
+    @torch.no_grad()
+    def measure(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
+        """Scores and losses without gradients, micro-batch by micro-batch; as one where the objective couples the batch."""
+        scored = [self.score(part) for part in self._micro(rows)]
+        if self.needs.batch:
+            scored = [self._join(rows, scored)]
+        return scored, [self.method.objective(s) for s in scored]
+
     def _micro(self, rows: Rows) -> Iterator[Rows]:
         for start in range(0, len(rows), self.micro_batch):
             yield rows.take(range(start, min(start + self.micro_batch, len(rows))))
@@ -133,15 +141,23 @@ class GradientLearner:
         micro-batch, is the gradient of the whole batch; no graph of more than one micro-batch is ever held.
         """
         with torch.no_grad():
-            parts = [self.score(part) for part in micro]
-        logp = torch.cat([s.logp for s in parts]).requires_grad_()
-        cat = lambda name: None if getattr(parts[0], name) is None else torch.cat([getattr(s, name) for s in parts])
-        whole = Scored(rows, logp, cat("ref_logp"), cat("length"), running=self.running)
+            whole = self._join(rows, [self.score(part) for part in micro])
+        whole.logp.requires_grad_()
         loss = self.method.objective(whole)
-        (gradient,) = torch.autograd.grad(_weighted(rows, loss).sum(), logp)
+        (gradient,) = torch.autograd.grad(_weighted(rows, loss).sum(), whole.logp)
         for part, g in zip(micro, gradient.split([len(part) for part in micro]), strict=True):
             (self.policy.score(part).logp * g).sum().backward()
         return [_detach(whole)], [_detach_loss(loss)]
+
+    def _join(self, rows: Rows, parts: list[Scored]) -> Scored:
+        """The micro-batches of `rows` as one."""
+
+        def cat(values: list[Tensor | None]) -> Tensor | None:
+            known = [value for value in values if value is not None]
+            return torch.cat(known) if known else None
+
+        logp = torch.cat([s.logp for s in parts])
+        return Scored(rows, logp, cat([s.ref_logp for s in parts]), cat([s.length for s in parts]), running=self.running)
 
     def _check(self, rows: Rows, row: Tensor) -> float:
         """Clip, and return the norm before it; raises Diverged with row ids when something is not finite."""

@@ -309,8 +309,7 @@ def assess(
     with torch.no_grad():
         if given:
             context = Context({**learner.roles, "opponent": learner.policy}, rows, judges, key=key)
-            scored = [learner.score(part) for part in learner._micro(learner.method.collect(context))]
-            losses = [learner.method.objective(s) for s in scored]
+            scored, losses = learner.measure(learner.method.collect(context))
             result["loss"] = float(sum(loss.row.sum() for loss in losses) / sum(_count(loss) for loss in losses))
             result |= {name: float(torch.cat([loss.metrics[name].double() for loss in losses]).mean()) for name in losses[0].metrics}
             result |= {name: value for name, value in drift(scored).items() if name != "tokens"}

@@ -276,7 +276,7 @@ class Policy(Protocol):
         """Responses of this domain from what their `pack` gave."""
 
     def state(self) -> dict[str, Tensor]:
-        """What trains, by name; `load` takes it back."""
+        """A copy of what trains, by name; `load` takes it back."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Put a `state` back, in place."""
