@@ -146,7 +146,7 @@ def train(
         write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
     log = Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])
     try:
-        for note in chosen.notes + extra:
+        for note in chosen.notes + extra + _derived(policy, reference):
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
         beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
@@ -171,6 +171,8 @@ def train(
         result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
         for note in _encoded(result.counts):
             log.say(note)
+        if getattr(reference, "hits", 0):
+            log.say(f"{reference.hits} of {reference.hits + reference.misses} reference log-probs came from the cache")
         if outcome.stopped != "interrupted":
             if config.early_stop and outcome.best not in (None, outcome.steps):
                 best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
@@ -369,6 +371,18 @@ def _open(
         first = feed.rows(range(min(2, len(feed))))
         notes += [] if "desirable" in needs.labels else training.check_labels(method, first)
     return policy, feed, held_out, notes
+
+
+def _derived(policy: Any, reference: Any) -> list[str]:
+    """What nobody chose and follows from model, machine and method."""
+    network = getattr(policy, "network", None)
+    if network is None:
+        return []
+    trained = sum(p.numel() for p in policy.parameters())
+    notes = [f"{trained:,} parameters train, on {network.device} in {str(network.dtype).removeprefix('torch.')}"]
+    if reference is not None:
+        notes.append(f"reference: {policy.reference_kind}")
+    return [*notes, policy.trunk_note] if not policy.trunk_note.startswith("none: every layer") else notes
 
 
 def _left_out(data: Any) -> list[str]:

@@ -107,7 +107,7 @@ def _tell(run: Any, json: bool) -> None:
     if json:
         print_json(facts)
     elif run.stopped != "interrupted":
-        if run.evaluation:
+        if any(run.evaluation.values()):
             print_measures(run.evaluation)
         print(f"\n{run.steps} steps, {run.stopped}\nmodel   {run.model}\nreport  {run.report}")
         print(f"next    preftune generate {run.model} --prompt TEXT")
