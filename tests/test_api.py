@@ -47,6 +47,15 @@ def test_a_run_folder_holds_all_that_was_promised(tmp_path: Path, model: str) ->
     assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
 
 
+def test_a_judge_without_samples_to_read_is_refused(model: str) -> None:
+    class Idle:
+        def prefer(self, rows, a, b, key):  # type: ignore[no-untyped-def]
+            raise AssertionError("there is nothing to judge")
+
+    with pytest.raises(PreftuneError, match="a judge was given but no prompts to sample from"):
+        preftune.evaluate(model, arithmetic(8), judge=Idle())
+
+
 def test_the_likelihood_of_undesirable_answers_is_not_raised(tmp_path: Path, model: str) -> None:
     run = preftune.train(model, "sft", arithmetic(20, kind="unpaired"), out=tmp_path / "run", **SMALL)
     assert run.stopped == "finished"

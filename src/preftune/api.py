@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -137,15 +138,9 @@ def train(
     key = Key.of(config.seed)
     reference = _reference(policy, composed)
     total, _, _ = training.plan(composed, len(feed), config)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise PreftuneError(f"{folder} is written by another process, needed one alone; wait for it, or choose another --out") from error
-    if not resume or not (folder / "config.json").exists():
-        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
-    log = Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])
-    try:
+    with _alone(folder), closing(Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])) as log:
+        if not resume or not (folder / "config.json").exists():
+            write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
         for note in chosen.notes + extra + _derived(policy, reference):
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
@@ -181,9 +176,6 @@ def train(
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)
-    finally:
-        log.close()
-        lock.release()
     return result
 
 
@@ -425,6 +417,20 @@ def _source(value: Any) -> str | None:
     return str(Path(value).resolve()) if not isinstance(value, float) and Path(value).exists() else str(value)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a run folder against other processes."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise PreftuneError(f"{folder} is written by another process, needed one alone; wait for it, or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _fresh(folder: Path) -> None:
     if any((folder / part).exists() for part in ("metrics.jsonl", "checkpoints", "rounds")):  # a config.json alone has lost nothing
         raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
@@ -473,12 +479,11 @@ def _measure(
     found: measures.Evaluation = {}
     if held_out is not None and hasattr(held_out, "data") and len(held_out.data[0].responses) > 1:
         pairs = dataclasses.replace(held_out, columns=2)
-        n = min(config.eval_rows, len(pairs))
-        found |= _pairs(policy, reference, pairs, n, config.micro_batch, beta, key.seed)
+        batches, clusters = _pairs(pairs, min(config.eval_rows, len(pairs)), config.micro_batch)
+        found |= measures.held_out(policy, reference, batches, beta=beta, clusters=clusters, seed=key.seed)
     drawn = None
     if prompts is not None:
-        judge = judges[0] if judges else None
-        drawn = measures.draw(policy, prompts, 1, key, judge=judge if hasattr(judge, "score") else None, decoding=decoding)
+        drawn = measures.draw(policy, prompts, 1, key, judge=judges[0] if judges else None, decoding=decoding)
         found |= measures.on_samples(policy, drawn, reference=reference, key=key)
         if reference is not None and not drawn.plain:  # cooled or truncated samples cannot estimate the KL, a few plain ones can
             uncut = {name: value for name, value in (decoding or {}).items() if name not in ("temperature", "top_k", "top_p")}
@@ -488,14 +493,16 @@ def _measure(
     return found, drawn
 
 
-def _pairs(policy: Any, reference: Any, feed: Any, n: int, batch: int, beta: float, seed: int) -> measures.Evaluation:
-    """The first n held-out pairs. Under one common prompt the texts are the sample: pairs that share a text are not independent."""
-    batches = (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch))
+def _pairs(feed: Any, n: int, batch: int) -> tuple[Iterator[Rows], Sequence[Hashable] | None]:
+    """The first n held-out pairs in batches, and their clusters.
+
+    Under one common prompt the texts are the sample: pairs that share a text are not independent.
+    """
     records = feed.data.records(range(n))
     one_prompt = len({str(record.prompt) for record in records}) == 1
     texts = [text for record in records for text in record.responses]
     clusters = [frozenset(record.responses) for record in records] if one_prompt and len(set(texts)) < len(texts) else None
-    return measures.held_out(policy, reference, batches, beta=beta, clusters=clusters, seed=seed)
+    return (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch)), clusters
 
 
 def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: Mapping[str, Any], doc: str) -> None:
@@ -503,14 +510,14 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     from .report.card import model_card
     from .report.page import write as write_page
 
-    (run.folder / "evaluation.json").write_text(json.dumps(run.evaluation, indent=1), encoding="utf-8")
+    write_whole(run.folder / "evaluation.json", json.dumps(run.evaluation, indent=1))
     if prompts is not None:
         texts = [run.policy.tokenizer.decode(list(p), skip_special_tokens=True) for p in prompts.prompt]  # type: ignore[attr-defined]
         lines = measures.sample_lines(texts, before, after)
-        (run.folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_whole(run.folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if isinstance(run.policy, TabularPolicy):
         run.model.mkdir(exist_ok=True)
-        (run.model / "policy.json").write_text(json.dumps(run.policy.probabilities().tolist()), encoding="utf-8")
+        write_whole(run.model / "policy.json", json.dumps(run.policy.probabilities().tolist()))
     else:
         from .policies.text.model import save
 
@@ -549,18 +556,18 @@ def evaluate(
     if not columns and not samples:
         raise PreftuneError("the data have no pairs to evaluate on, needed chosen and rejected responses; or ask for samples=...")
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
-    n = min(rows or len(feed), len(feed))
-    key = Key.of(seed)
-    found: measures.Evaluation = {}
-    if columns:
-        found |= _pairs(policy, other, feed, n, batch, beta, seed)
-    prompts = _prompts(feed, samples)
-    if prompts is not None:
-        asked = resolve_judge(judge) if judge is not None else None
-        drawn = measures.draw(policy, prompts, 1, key.fold("policy"), judge=asked if hasattr(asked, "score") else None, decoding=decoding)
-        rival = measures.draw(other, prompts, 1, key.fold("against"), decoding=decoding) if other is not None and asked else None
-        found |= measures.on_samples(policy, drawn, reference=other, against=rival, judge=asked, key=key)
-    return found
+    batches, clusters = _pairs(feed, min(rows or len(feed), len(feed)), batch) if columns else (None, None)
+    return measures.evaluate(
+        policy,
+        other,
+        batches,
+        beta=beta,
+        judge=None if judge is None else resolve_judge(judge),
+        sample_rows=_prompts(feed, samples),
+        key=Key.of(seed),
+        decoding=decoding,
+        clusters=clusters,
+    )
 
 
 def generate(

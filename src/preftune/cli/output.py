@@ -83,6 +83,11 @@ def curve(values: Sequence[float], *, width: int = 72, height: int = 12) -> str:
     return "\n".join([*lines, " " * 8 + "+" + "-" * width, f"{'':9}0{len(values) - 1:>{max(width - 1, 1)}}"])
 
 
+def say_interrupted(run: Any) -> None:
+    """How to go on with a run that Ctrl-C or SIGTERM ended."""
+    print(f"interrupted after step {run.steps}, everything is saved; go on with\n\n    preftune train --resume {run.folder}")
+
+
 def print_measures(evaluation: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
     """Columns such as before and after, a row per measure: the value and its 95 % interval."""
     columns = list(evaluation)

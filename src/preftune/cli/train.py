@@ -9,7 +9,7 @@ import typer
 
 from ..types import PreftuneError
 from .options import Json, Load, Read, Rename, Set, loading, pairs, reading, refuse
-from .output import number, print_json, print_measures, print_table
+from .output import number, print_json, print_measures, print_table, say_interrupted
 
 OPTIONS = ("method", "model", "data", "test", "judge", "out", "load", "read", "decoding", "max_prompt", "max_response", "samples")
 UNPLANNED = ("out", "samples", "decoding")  # what a dry run does not look at
@@ -113,7 +113,7 @@ def _tell(run: Any, json: bool) -> None:
         print(f"next    preftune generate {run.model} --prompt TEXT")
     if run.stopped == "interrupted":
         if not json:
-            print(f"interrupted after step {run.steps}, everything is saved; go on with\n\n    preftune train --resume {run.folder}")
+            say_interrupted(run)
         raise typer.Exit(130)
 
 
