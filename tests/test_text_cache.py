@@ -6,6 +6,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,20 @@ def test_two_processes_share_a_file(tmp_path: Path) -> None:
     cache = LogpCache(tmp_path / "c.sqlite")
     assert len(cache) == 60 * (20 + 20 + 20) and cache.rebuilt == 0
     assert cache.get([bytes([59, 2, 7])])[bytes([59, 2, 7])].tolist() == [2.0] * 20
+
+
+def test_many_may_make_the_same_new_file(tmp_path: Path) -> None:
+    start = threading.Barrier(4)
+
+    def make(turn: int) -> int:
+        start.wait(timeout=60)
+        cache = LogpCache(tmp_path / f"{turn}.sqlite")
+        cache.put({b"k": torch.ones(3)})
+        return len(cache)
+
+    with ThreadPoolExecutor(4) as pool:
+        for turn in range(50):
+            assert list(pool.map(make, [turn] * 4)) == [1] * 4
 
 
 def test_a_damaged_file_is_put_aside_and_rebuilt(tmp_path: Path) -> None:

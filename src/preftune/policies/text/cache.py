@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .model import TextPolicy
 
 LIMIT = 2 << 30  # bytes
+PATIENCE = 60.0  # seconds to wait for another process's lock
 
 
 def cache_folder() -> Path:
@@ -54,11 +55,23 @@ class LogpCache:
 
     def open(self) -> None:
         """Connect; the first statement reads the file and finds out whether it is a database."""
-        self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        self.write_ahead()
         self.db.execute("PRAGMA synchronous=NORMAL")
         self.db.execute("CREATE TABLE IF NOT EXISTS logp (key BLOB PRIMARY KEY, value BLOB NOT NULL, used REAL NOT NULL)")
         self.db.execute("CREATE INDEX IF NOT EXISTS by_use ON logp (used)")
+
+    def write_ahead(self) -> None:
+        """Turn write-ahead mode on. Two processes that do so to a new file at once: SQLite tells one "locked" without waiting."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def rebuild(self, error: sqlite3.DatabaseError) -> None:
         """Put a damaged file aside (name.damaged) and begin an empty one. A busy or full disk is no damage and is raised."""
