@@ -51,7 +51,7 @@ class Bigrams:
     def __init__(self, logits: Tensor):
         self.logits = torch.nn.Parameter(logits.double().clone())
 
-    def score(self, rows: Rows) -> Scored:
+    def score(self, rows: Rows, wants: object = ()) -> Scored:
         step = self.logits.log_softmax(1)
         logp = [
             torch.stack([step[[prompt, *response[:-1]], list(response)].sum() for response in row])

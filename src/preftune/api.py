@@ -285,7 +285,7 @@ def prepare(method: Any, settings: Mapping[str, Any]) -> Composed:
 
 
 def _asks_a_judge(chosen: Any, judge: Any) -> None:
-    if chosen.method.collect_every != "run" and judge is None:
+    if not chosen.method.offline and judge is None:
         raise PreftuneError(f"{chosen.name} compares responses with a judge, but none was given; pass judge=... or --judge NAME")
 
 
@@ -339,7 +339,7 @@ def _open(
 ) -> tuple[Any, Any, Any, list[str]]:
     """-> policy, feed, held-out feed or None, notes. Data are read and checked before the model, which takes longer."""
     needs = needs_of(method.objective)
-    columns = needs.columns if method.collect_every == "run" else 0
+    columns = 0 if not method.offline else method.columns or needs.columns
     if isinstance(model, TabularPolicy):
         return model, training.RowsFeed(model.rows() if data is None else data), None if test is None else training.RowsFeed(test), []
     if data is None:
@@ -446,7 +446,7 @@ def _reference(policy: Any, method: Method) -> Any:
     if method.reference is none and (network is None or 4 * trained > sum(p.numel() for p in network.module.parameters())):
         return None
     reference = policy.reference()
-    if isinstance(policy, TabularPolicy) or method.collect_every != "run":
+    if isinstance(policy, TabularPolicy) or not method.offline:
         return reference
     from .policies.text.cache import CachedReference
 

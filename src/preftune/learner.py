@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .types import Loss, Method, Metrics, Needs, Policy, PreftuneError, Roles, Rows, Scored, needs_of
+from .types import Key, Loss, Method, Metrics, Needs, Policy, PreftuneError, Roles, Rows, Scored, needs_of
 
 
 class Diverged(PreftuneError):
@@ -60,8 +61,10 @@ class GradientLearner:
             raise PreftuneError(f"the objective reads a reference, but the roles are {', '.join(roles)}; give roles['reference']")
         self.lr = lr if callable(lr) else lambda step, value=lr: value
         self.clip, self.micro_batch = clip, micro_batch
+        if method.heads:
+            policy.attach(method.heads, Key.of(0).fold("heads"))
         self.parameters = policy.parameters()
-        self.optimiser = OPTIMISERS[optimiser](self.parameters, self.lr(0), beta1, weight_decay)
+        self.optimiser = OPTIMISERS[optimiser](_groups(self.parameters), self.lr(0), beta1, weight_decay)
         self.steps = 0
         self.running: dict[str, Tensor] = {}
 
@@ -93,9 +96,10 @@ class GradientLearner:
         norm = self._check(rows, row)
         lr = self.lr(self.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self.optimiser.step()
         self.steps += 1
+        self.running |= _running(self.needs, losses)
         weight = torch.ones_like(row) if rows.weight is None else rows.weight.to(row)
         return {"loss": float((weight * row).sum() / total), **_means(losses), **drift(scored), "grad_norm": norm, "lr": lr}
 
@@ -103,10 +107,13 @@ class GradientLearner:
 
     def score(self, rows: Rows) -> Scored:
         """The policy's log-probs, with gradient where enabled, beside the reference's, without."""
-        scored = self.policy.score(rows)
+        scored = self.policy.score(rows, self.needs.wants)
+        wants = tuple(want for want in self.needs.wants if want == "segments")
         with torch.no_grad():
-            reference = self.roles["reference"].score(rows).logp if self.needs.reference else None
-        return Scored(rows, scored.logp, reference, scored.length, scored.heads, running=self.running)
+            reference = self.roles["reference"].score(rows, wants) if self.needs.reference else None
+        if reference is None:
+            return replace(scored, running=self.running)
+        return replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp, running=self.running)
 
     @torch.no_grad()
     def measure(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
@@ -137,16 +144,21 @@ class GradientLearner:
     def _backward_whole(self, rows: Rows, micro: list[Rows]) -> tuple[list[Scored], list[Loss]]:
         """For objectives that couple the batch: score everything first, differentiate second.
 
-        The loss is a function of the [B, K] log-probs, so its gradient at these numbers, fed back micro-batch by
-        micro-batch, is the gradient of the whole batch; no graph of more than one micro-batch is ever held.
+        The loss is a function of what was scored, so its gradient at these numbers, fed back micro-batch by micro-batch, is
+        the gradient of the whole batch; no graph of more than one micro-batch is ever held.
         """
         with torch.no_grad():
             whole = self._join(rows, [self.score(part) for part in micro])
-        whole.logp.requires_grad_()
+        leaves = _trained(whole)
+        for leaf in leaves:
+            leaf.requires_grad_()
         loss = self.method.objective(whole)
-        (gradient,) = torch.autograd.grad(_weighted(rows, loss).sum(), whole.logp)
-        for part, g in zip(micro, gradient.split([len(part) for part in micro]), strict=True):
-            (self.policy.score(part).logp * g).sum().backward()
+        gradients = torch.autograd.grad(_weighted(rows, loss).sum(), leaves, allow_unused=True)
+        sizes = [len(part) for part in micro]
+        split = [(torch.zeros_like(leaf) if g is None else g).split(sizes) for leaf, g in zip(leaves, gradients, strict=True)]
+        for part, *slices in zip(micro, *split, strict=True):
+            again = _trained(self.policy.score(part, self.needs.wants))
+            torch.stack([(x * g).sum() for x, g in zip(again, slices, strict=True)]).sum().backward()
         return [_detach(whole)], [_detach_loss(loss)]
 
     def _join(self, rows: Rows, parts: list[Scored]) -> Scored:
@@ -156,8 +168,10 @@ class GradientLearner:
             known = [value for value in values if value is not None]
             return torch.cat(known) if known else None
 
-        logp = torch.cat([s.logp for s in parts])
-        return Scored(rows, logp, cat([s.ref_logp for s in parts]), cat([s.length for s in parts]), running=self.running)
+        one = parts[0]
+        tensors = {name: cat([getattr(s, name) for s in parts]) for name in TENSORS}
+        heads = {name: torch.cat([s.heads[name] for s in parts]) for name in one.heads}
+        return Scored(rows, heads=heads, running=self.running, **tensors)  # type: ignore[arg-type]
 
     def _check(self, rows: Rows, row: Tensor) -> float:
         """Clip, and return the norm before it; raises Diverged with row ids when something is not finite."""
@@ -199,12 +213,36 @@ def _weighted(rows: Rows, loss: Loss) -> Tensor:
     return loss.row if rows.weight is None else loss.row * rows.weight.to(loss.row)
 
 
+TENSORS = ("logp", "ref_logp", "length", "segment_logp", "segment_ref_logp", "states", "collision")
+
+
+def _trained(s: Scored) -> list[Tensor]:
+    """Everything in a score that a gradient may flow through, in a fixed order."""
+    return [s.logp, *([] if s.segment_logp is None else [s.segment_logp]), *(s.heads[name] for name in sorted(s.heads))]
+
+
+def _groups(parameters: list[Tensor]) -> list[dict[str, Any]]:
+    """Optimiser groups by the scale of the learning rate, which heads carry as an attribute; others have 1."""
+    scales = sorted({getattr(p, "lr_scale", 1.0) for p in parameters})
+    return [{"params": [p for p in parameters if getattr(p, "lr_scale", 1.0) == scale], "lr_scale": scale} for scale in scales]
+
+
+def _running(needs: Needs, losses: list[Loss]) -> dict[str, Tensor]:
+    """The new running statistics. Only an objective that sees the whole batch at once can say them."""
+    if losses[0].running and not needs.batch:
+        raise PreftuneError(
+            "the objective returns running statistics but not needs batch=True; micro-batches would change them; declare it"
+        )
+    return {name: value.detach() for name, value in losses[0].running.items()}
+
+
 def _detach(s: Scored) -> Scored:
     return Scored(s.rows, s.logp.detach(), s.ref_logp, s.length)
 
 
 def _detach_loss(loss: Loss) -> Loss:
-    return Loss(loss.row.detach(), {name: value.detach() for name, value in loss.metrics.items()}, loss.count)
+    metrics = {name: value.detach() for name, value in loss.metrics.items()}
+    return Loss(loss.row.detach(), metrics, loss.count, loss.running)
 
 
 def _means(losses: list[Loss]) -> Metrics:

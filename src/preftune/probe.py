@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from .policies.tabular import TableResponses
 from .reference import none
-from .types import Method, Needs, PreftuneError, Rows, Scored, needs_of
+from .types import LABELS, Head, Method, Needs, PreftuneError, Rows, Scored, needs_of
 
 
 def probe(method: Method) -> None:
     """Check shape [B], finite values, a gradient into logp and none into ref_logp; raises PreftuneError otherwise."""
     declared = needs_of(method.objective)
-    scored = random_scored(declared, rows=2)
+    scored = random_scored(declared, rows=2, heads=method.heads)
     name = getattr(method.objective, "func", method.objective)
     name = getattr(name, "__name__", repr(name))
     if declared.reference and method.reference is none:
@@ -26,16 +28,19 @@ def probe(method: Method) -> None:
             raise PreftuneError(f"{name} returned {loss.row.tolist()} on two ordinary rows, needed finite values")
         if not loss.row.requires_grad:
             raise PreftuneError(f"no gradient of {name} reaches logp; needed a loss that depends on it; is there a detach too many?")
-        inputs = [scored.logp] + ([scored.ref_logp] if scored.ref_logp is not None else [])
-        gradients = torch.autograd.grad(loss.row.sum(), inputs, allow_unused=True)
-    if len(gradients) > 1 and gradients[1] is not None and gradients[1].any():
+        frozen = [x for x in (scored.ref_logp, scored.segment_ref_logp) if x is not None]
+        trained = [x for x in (scored.logp, scored.segment_logp, *scored.heads.values()) if x is not None]
+        gradients = torch.autograd.grad(loss.row.sum(), [*frozen, *trained], allow_unused=True)
+    if any(g is not None and g.any() for g in gradients[: len(frozen)]):
         raise PreftuneError(f"a gradient of {name} reaches ref_logp; the reference is a constant: read s.logratio or detach it")
-    if gradients[0] is None or not torch.isfinite(gradients[0]).all() or not gradients[0].any():
-        raise PreftuneError(f"the gradient of {name} with respect to logp is {gradients[0]}, needed finite and not all zero")
+    found = [g for g in gradients[len(frozen) :] if g is not None]
+    if not all(torch.isfinite(g).all() for g in found) or not any(g.any() for g in found):
+        raise PreftuneError(f"the gradient of {name} with respect to logp is {found}, needed finite and not all zero")
 
 
-def random_scored(declared: Needs, rows: int, *, spread: float = 2.0, seed: int = 0) -> Scored:
-    """Random rows with every label that an objective declares: logp requires gradient, ref_logp does too (to be checked)."""
+def random_scored(declared: Needs, rows: int, *, heads: Mapping[str, Head] | None = None, spread: float = 2.0, seed: int = 0) -> Scored:
+    """Random rows with every label that an objective declares and everything that it wants: logp, segments and heads require
+    gradient, the reference's log-probs do too (to be checked). Labels of `extra` are random numbers [B, K]."""
     draw = torch.Generator().manual_seed(seed)
     columns = declared.columns if isinstance(declared.columns, int) else 4
 
@@ -54,10 +59,23 @@ def random_scored(declared: Needs, rows: int, *, spread: float = 2.0, seed: int 
             labels[name] = torch.rand(rows, columns, generator=draw, dtype=torch.float64)
     if "prefer" in wanted:
         labels["prefer"] = 0.5 + torch.rand(rows, generator=draw, dtype=torch.float64) / 2
+    labels["extra"] = {name: torch.rand(rows, columns, generator=draw, dtype=torch.float64) for name in wanted if name not in LABELS}
+    more: dict[str, torch.Tensor] = {}
+    if "segments" in declared.wants:  # two of them, which add up
+        share = torch.rand(rows, columns, 1, generator=draw, dtype=torch.float64)
+        more["segment_logp"] = (torch.cat([share, 1 - share], 2) * logp[:, :, None]).requires_grad_()
+        if reference is not None:
+            more["segment_ref_logp"] = (torch.cat([share, 1 - share], 2) * reference[:, :, None]).requires_grad_()
+    if "states" in declared.wants:
+        more["states"] = normal(rows, columns, 2, 8)
+    if "collision" in declared.wants:
+        more["collision"] = logp - 1
     table = Rows(
         id=tuple(f"probe {i}" for i in range(rows)),
         prompt=tuple(range(rows)),
         response=TableResponses(torch.arange(columns).expand(rows, columns)),
         **labels,  # type: ignore[arg-type]
     )
-    return Scored(table, logp.requires_grad_(), None if reference is None else reference.detach().requires_grad_(), length)
+    outputs = {name: normal(rows, columns, head.size).requires_grad_() for name, head in (heads or {}).items()}
+    reference = None if reference is None else reference.requires_grad_()
+    return Scored(table, logp.requires_grad_(), reference, length, outputs, **more)  # type: ignore[arg-type]

@@ -174,7 +174,7 @@ def check_labels(method: Method, rows: Rows) -> list[str]:
             + ("kto reads desirable labels" if "desirable" in have else "give chosen and rejected columns, or scores")
         )
     for label in declared.labels:
-        if label != "ranked" and getattr(rows, label) is None:
+        if label != "ranked" and rows.label(label) is None:
             raise PreftuneError(
                 f"{name} reads {label}, but the rows have {', '.join(have) or 'no labels'}; see docs/data.md for the column"
             )
@@ -303,7 +303,7 @@ def assess(
     """
     if test is None:
         raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
-    given = learner.method.collect_every == "run"
+    given = learner.method.offline
     rows = test.rows(range(min(config.eval_rows, len(test))))
     result: Metrics = {}
     with torch.no_grad():

@@ -125,6 +125,10 @@ class Rows:
         """A copy with other values in some fields."""
         return dataclasses.replace(self, **fields)
 
+    def label(self, name: str) -> Any:
+        """The field of that name, otherwise the entry of `extra`; None where the rows have neither."""
+        return getattr(self, name) if name in LABELS else self.extra.get(name)
+
     def take(self, rows: Sequence[int]) -> Rows:
         """Some rows, in the order asked for."""
         rows = list(rows)
@@ -143,6 +147,9 @@ class Rows:
         return Rows(**{f.name: pick(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
+LABELS = ("ranked", "score", "prefer", "winrate", "desirable", "weight", "law", "segments", "segment_label")
+
+
 @dataclass(frozen=True)
 class Scored:
     """Rows together with what the policy and the reference think of them: all that an objective may read."""
@@ -151,9 +158,14 @@ class Scored:
     logp: Tensor  #                        float64 [B, K]; the unit stands in the policy's docstring (text: nats per response)
     ref_logp: Tensor | None = None  #      float64 [B, K], no gradient; None without a reference
     length: Tensor | None = None  #        [B, K] response tokens, the end-of-turn token included; tables: 1
-    heads: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K, C]
+    heads: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K, C], the outputs of the method's heads
     other: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K], log-probs under a further role
     running: Mapping[str, Tensor] = field(default_factory=dict)  #  name -> scalar that the learner keeps and saves
+    # only where the objective declares that it wants them (Needs.wants):
+    segment_logp: Tensor | None = None  #      "segments": float64 [B, K, S], sums between the boundaries of rows.segments
+    segment_ref_logp: Tensor | None = None  # "segments": the same under the reference, no gradient
+    states: Tensor | None = None  #            "states": [B, K, S, d], mean last hidden state of each segment, no gradient
+    collision: Tensor | None = None  #         "collision": [B, K], sum over tokens of log sum_v pi(v)^2, no gradient
 
     @cached_property
     def logratio(self) -> Tensor:
@@ -172,6 +184,16 @@ class Scored:
             raise PreftuneError("this objective reads response lengths, but the policy gave none; score with lengths")
         return self.logp / self.length
 
+    @cached_property
+    def segment_logratio(self) -> Tensor:
+        """segment_logp - segment_ref_logp, [B, K, S]; a segment's number is 0 where the response has none."""
+        if self.segment_logp is None or self.segment_ref_logp is None:
+            raise PreftuneError(
+                "this objective reads log-probs by segment, but the scores carry none; declare wants=('segments',) and collect rows "
+                "with segments"
+            )
+        return self.segment_logp - self.segment_ref_logp.detach()
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -180,9 +202,22 @@ class Loss:
     row: Tensor  #                                                  [B]
     metrics: Mapping[str, Tensor] = field(default_factory=dict)  #  name -> [B], for people only
     count: Tensor | None = None  #                                  [B]; None is 1, other for means over tokens or classes
+    running: Mapping[str, Tensor] = field(default_factory=dict)  #  name -> scalar: what Scored.running holds at the next step
 
 
 Objective = Callable[[Scored], Loss]
+Want = Literal["segments", "states", "collision"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer on the policy's pooled last hidden states; Scored.heads has its outputs [B, K, size]. It trains with the
+    policy in an optimiser group of its own and is not part of the model that a run hands out."""
+
+    size: int  #                                  C
+    pool: Literal["mean", "last"] = "mean"  #     over the tokens of a response, never the prompt's
+    lr_scale: float = 1.0  #                      its learning rate over the policy's
+    std: float = 0.02  #                          of its first weights; 0 starts at zero
 
 
 @dataclass(frozen=True)
@@ -190,9 +225,10 @@ class Needs:
     """What an objective reads. One declaration drives probe, `show`, the data check and the loading of a reference."""
 
     columns: int | Literal["K"] = 2  #     1 single, 2 pair, "K" a list of any length
-    labels: tuple[str, ...] = ("ranked",)  # fields of Rows without which the objective has no meaning
-    optional: tuple[str, ...] = ()  #      fields of Rows that it also reads when they are given
+    labels: tuple[str, ...] = ("ranked",)  # fields of Rows, or names in Rows.extra, without which the objective has no meaning
+    optional: tuple[str, ...] = ()  #      the same, read when they are given
     reference: bool = True  #              reads ref_logp
+    wants: tuple[Want, ...] = ()  #        what scoring has to compute besides logp
     batch: bool = False  #                 its value depends on the whole batch: the learner scores first, differentiates second
     domain: float = 1000.0  #              |log-ratio| up to which loss and gradient are finite
 
@@ -257,8 +293,11 @@ class Policy(Protocol):
     def sample(self, rows: Rows, n: int, key: Key, *args: Any, **decoding: Any) -> Any:
         """Responses [B, n]; reads rows.id and rows.prompt. Draws derive from key and each row's id; decoding is the domain's."""
 
-    def score(self, rows: Rows) -> Scored:
-        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled."""
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled, and what is wanted besides."""
+
+    def attach(self, heads: Mapping[str, Head], key: Key) -> None:
+        """Give the policy heads, drawn from the key; `parameters` and `state` hold them too, frozen copies do not."""
 
     def copy(self) -> Any:
         """A frozen copy of what trains; what does not train is shared."""
@@ -355,6 +394,14 @@ class Method:
     reference_every: int | Literal["round"] = "round"  #      how often `reference` is called: every n steps or at each round's end
     recipe: Mapping[str, Any] = field(default_factory=dict)  # suggested training values; the user's value wins
     notes: tuple[str, ...] = ()  #                            said once when a run starts
+    heads: Mapping[str, Head] = field(default_factory=dict)  # heads that the objective reads
+    reads: Literal["responses", "prompts"] | None = None  #   what `collect` takes from the data; None: prompts where it redraws
+    columns: int | Literal["K"] | None = None  #              responses of a row that `collect` takes; None: what the objective reads
+
+    @property
+    def offline(self) -> bool:
+        """Trains on the responses of the data; otherwise the policy answers the prompts and a judge compares."""
+        return self.reads == "responses" or (self.reads is None and self.collect_every == "run")
 
     def __post_init__(self) -> None:
         if self.collect_every not in ("run", "round", "step"):

@@ -100,7 +100,7 @@ def composition(method: Method) -> dict[str, Any]:
             "labels": list(needs.labels),
             "reads where given": list(needs.optional),
             "a reference": needs.reference,
-            "a judge": method.collect_every != "run",
+            "a judge": not method.offline,
         },
         "recipe": dict(method.recipe),
         "notes": list(method.notes),

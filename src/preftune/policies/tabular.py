@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Key, PreftuneError, Rows, Scored
+from ..types import Head, Key, PreftuneError, Rows, Scored, Want
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class TabularPolicy:
             raise PreftuneError(f"logits have shape {tuple(logits.shape)} or are not finite, needed a finite table [games, responses]")
         self.logits = torch.nn.Parameter(logits.detach().clone())
         self.exact = exact
+        self.heads: dict[str, Tensor] = {}
 
     def rows(self, names: Sequence[str] | None = None) -> Rows:
         """One row per game without responses: the feed of a self-play method."""
@@ -81,9 +82,28 @@ class TabularPolicy:
         index = torch.searchsorted(law.cumsum(dim=1), draws, right=True)
         return TableResponses(index.clamp(max=law.shape[1] - 1))
 
-    def score(self, rows: Rows) -> Scored:
-        logp = self.logits[list(rows.prompt)].log_softmax(dim=1).gather(1, rows.response.index)
-        return Scored(rows, logp, length=torch.ones_like(logp))
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        """A response is one token: it is its own only segment. A head is a table of its own, [games, responses, C]."""
+        law = self.logits[list(rows.prompt)].log_softmax(dim=1)
+        logp = law.gather(1, rows.response.index)
+        games = torch.tensor(list(rows.prompt))[:, None]
+        if "states" in wants:
+            raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
+        return Scored(
+            rows,
+            logp,
+            length=torch.ones_like(logp),
+            heads={name: table[games, rows.response.index] for name, table in self.heads.items()},
+            segment_logp=logp[:, :, None] if "segments" in wants else None,
+            collision=(2 * law.detach()).logsumexp(1)[:, None].expand_as(logp) if "collision" in wants else None,
+        )
+
+    def attach(self, heads: Mapping[str, Head], key: Key) -> None:
+        for name, head in heads.items():
+            drawn = key.fold(name).numpy().standard_normal((*self.logits.shape, head.size))
+            table = torch.nn.Parameter(head.std * torch.from_numpy(drawn))
+            table.lr_scale = head.lr_scale  # type: ignore[attr-defined]
+            self.heads[name] = table
 
     def copy(self) -> TabularPolicy:
         frozen = TabularPolicy(self.logits, exact=self.exact)
@@ -101,10 +121,12 @@ class TabularPolicy:
         return TableResponses(**packed)
 
     def parameters(self) -> list[Tensor]:
-        return [self.logits]
+        return [self.logits, *self.heads.values()]
 
     def state(self) -> dict[str, Tensor]:
-        return {"logits": self.logits.detach().clone()}
+        return {"logits": self.logits.detach().clone()} | {f"heads.{name}": table.detach().clone() for name, table in self.heads.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.logits.data.copy_(state["logits"])
+        for name, table in self.heads.items():
+            table.data.copy_(state[f"heads.{name}"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from ...types import Key, PreftuneError, Rows, Scored
+from ...types import Key, PreftuneError, Rows, Scored, Want
 from .logprob import assemble, engine, pairs_of
 from .tokens import Tokens, token_digest
 
@@ -165,7 +165,7 @@ class CachedReference:
         return [hashlib.blake2b(head + token_digest(*pair), digest_size=16).digest() for pair in pairs]
 
     @torch.no_grad()
-    def score(self, rows: Rows) -> Scored:
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """As TextPolicy.score, without gradient."""
         pairs = pairs_of(rows, self.policy.bos)
         keys = self.keys(pairs)
@@ -177,7 +177,7 @@ class CachedReference:
             fresh = dict(zip(missing, (v.cpu() for v in self.policy.token_logps(list(missing.values()))), strict=True))
             self.cache.put(fresh)
             known |= fresh
-        return assemble(rows, [known[key] for key in keys])
+        return assemble(rows, [known[key] for key in keys], wants)
 
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> Any:
         """As TextPolicy.sample."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from ...types import PreftuneError, Rows, Scored
+from ...types import PreftuneError, Rows, Scored, Want
 from .tokens import Tokens
 
 CHUNK = 1 << 24  # logits that the head makes at a time: 64 MiB in float32
@@ -460,18 +460,44 @@ def pairs_of(rows: Rows, bos: int | None) -> list[tuple[Tokens, Tokens]]:
     return pairs  # type: ignore[return-value]
 
 
-def assemble(rows: Rows, values: Sequence[Tensor]) -> Scored:
-    """Scored from the float32 values [T_i] of the present responses: float64 sums, 0 and length 1 where absent. On the CPU."""
+def assemble(rows: Rows, values: Sequence[Tensor], wants: Sequence[Want] = ()) -> Scored:
+    """Scored from the float32 values [T_i] of the present responses: float64 sums, 0 and length 1 where absent. On the CPU.
+
+    "segments" sums between the boundaries of rows.segments as well; without boundaries a response is one segment.
+    """
     where = present_pairs(rows)
     logp = torch.zeros(rows.response.shape, dtype=torch.float64)
     length = torch.ones(rows.response.shape, dtype=torch.int64)
+    segments = torch.zeros(*rows.response.shape, 1 if rows.segments is None else rows.segments.shape[2] - 1, dtype=torch.float64)
     if where:
         flat = torch.cat(list(values)).cpu().double()
-        sums = torch.stack([part.sum() for part in flat.split([len(v) for v in values])])
+        tokens = flat.split([len(v) for v in values])
         index = tuple(torch.tensor(where).T)
-        logp = logp.index_put(index, sums)
+        logp = logp.index_put(index, torch.stack([part.sum() for part in tokens]))
         length = length.index_put(index, torch.tensor([len(v) for v in values]))
-    return Scored(rows=rows, logp=logp, length=length)
+        if "segments" in wants:
+            parts = [
+                torch.stack([part[a:b].sum() for a, b in bounds])
+                for part, bounds in zip(tokens, bounds_of(rows, where, values), strict=True)
+            ]
+            segments = segments.index_put(index, torch.stack(parts))
+    return Scored(rows=rows, logp=logp, length=length, segment_logp=segments if "segments" in wants else None)
+
+
+def bounds_of(rows: Rows, where: Sequence[tuple[int, int]], values: Sequence[Tensor]) -> list[list[tuple[int, int]]]:
+    """(first, last + 1) of every segment of every present response; the last boundary must be its length."""
+    if rows.segments is None:
+        return [[(0, len(v))] for v in values]
+    found = []
+    for (b, k), v in zip(where, values, strict=True):
+        cuts = rows.segments[b, k].tolist()
+        if cuts[0] != 0 or cuts[-1] != len(v) or cuts != sorted(cuts):
+            raise PreftuneError(
+                f"row {rows.id[b]}, response {k}: segments {cuts} of a response of {len(v)} tokens; "
+                "boundaries must rise from 0 to its length; build them from the encoded response"
+            )
+        found.append(list(zip(cuts, cuts[1:], strict=False)))
+    return found
 
 
 def engine(network: Network) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...types import Key, PreftuneError, Rows, Scored
+from ...types import Key, PreftuneError, Rows, Scored, Want
 from .cache import cache_folder
 from .generate import generate
 from .logprob import Network, assemble, pairs_of
@@ -54,9 +54,9 @@ class TextPolicy:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
         return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
 
-    def score(self, rows: Rows) -> Scored:
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1."""
-        return assemble(rows, self.token_logps(pairs_of(rows, self.bos)))
+        return assemble(rows, self.token_logps(pairs_of(rows, self.bos)), wants)
 
     def score_tokens(self, rows: Rows) -> list[list[Tensor]]:
         """float32 [T] per token and response [B][K]; empty where absent."""
