@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from preftune import methods
 from preftune.objectives import auxiliary, games, pairwise, pointwise, reference_free
 from preftune.policies.tabular import TableResponses
 from preftune.types import Objective, Rows, Scored
+from vector_rows import ADDED, VECTORS, labelled_with_baseline, pairs
 
-DATA = Path(__file__).parent / "data"
-VECTORS = json.loads((DATA / "vectors.json").read_text())
-ADDED = json.loads((DATA / "vectors_added.json").read_text())
+FAMILIES = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("facts_*.py"))]
 
 # name in vectors.json -> the objective built from the case's parameters
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -40,29 +39,12 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "rpo_sum": lambda beta, eta: methods.rpo(beta, eta).objective,
     "rpo_avg": lambda beta, eta: methods.rpo_avg(beta, eta).objective,
 }
+for family in FAMILIES:  # a family of objectives brings its own part of the table, and what its rows are where they are no pairs
+    OBJECTIVES |= getattr(family, "VECTORS", {})
+SETTINGS: dict[str, Callable[[dict[str, Any]], Scored]] = {"kto": lambda params: labelled_with_baseline(params["z0"])}
+for family in FAMILIES:
+    SETTINGS |= getattr(family, "VECTOR_ROWS", {})
 CASES = [case for case in VECTORS["pairwise"] if case["name"] in OBJECTIVES]
-
-
-def column(*names: str) -> Tensor:
-    """[B, K]: one column per field of the rows of vectors.json."""
-    return torch.tensor([[row[name] for name in names] for row in VECTORS["rows"]], dtype=torch.float64)
-
-
-def table(responses: int, **labels: Any) -> Rows:
-    ids = tuple(row["id"] for row in VECTORS["rows"])
-    return Rows(ids, ids, TableResponses(torch.arange(responses).expand(len(ids), responses)), **labels)
-
-
-def pairs() -> Scored:
-    """The rows as ranked pairs [7, 2]."""
-    return Scored(table(2, ranked=True), column("pc", "pr").requires_grad_(), column("rc", "rr"), column("Lc", "Lr"))
-
-
-def labelled_with_baseline(z0: float) -> Scored:
-    """The rows as one good and one bad response each; columns 2 and 3 are mismatched responses of log-ratio z0."""
-    logp, reference = column("pc", "pr"), column("rc", "rr")
-    rows = table(4, desirable=torch.tensor([[True, False]] * len(logp)))
-    return Scored(rows, torch.cat([logp, reference + z0], 1).requires_grad_(), torch.cat([reference, reference], 1))
 
 
 def same(computed: Tensor, expected: list[float]) -> None:
@@ -72,7 +54,7 @@ def same(computed: Tensor, expected: list[float]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=[f"{case['name']} {case['params']}" for case in CASES])
 def test_losses_and_derivatives_are_those_of_the_vectors(case: dict[str, Any]) -> None:
     objective = OBJECTIVES[case["name"]](**case["params"])
-    s = labelled_with_baseline(case["params"]["z0"]) if case["name"] == "kto" else pairs()
+    s = SETTINGS[case["name"]](case["params"]) if case["name"] in SETTINGS else pairs()
     row = objective(s).row
     (gradient,) = torch.autograd.grad(row.sum(), s.logp)
     same(row.detach(), case["loss"])
