@@ -15,16 +15,18 @@ PULL = "it is the pull towards the reference"
 PAIR = dict(columns=2, labels=("ranked",), optional=("prefer",))
 
 
-def _flip_rate(eps: float) -> None:
+def flip_rate(eps: float) -> None:
+    """Refuse a rate of flipped labels that is not below one half."""
     if not 0 <= eps < 0.5:
         raise PreftuneError(f"label_smoothing is {eps}, needed 0 <= value < 0.5: at one half and above labels carry no information")
 
 
-def _gap(s: Scored) -> Tensor:
+def gap(s: Scored) -> Tensor:
+    """Log-ratio of the preferred response minus that of the other, [B]."""
     return s.logratio[:, 0] - s.logratio[:, 1]
 
 
-def _pair_metrics(s: Scored, beta: float) -> dict[str, Tensor]:
+def pair_metrics(s: Scored, beta: float) -> dict[str, Tensor]:
     """Implicit rewards beta * logratio and whether they order the pair as labelled (a tie does not)."""
     reward = beta * s.logratio.detach()
     return {
@@ -49,15 +51,15 @@ def dpo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Loss:
     Source  arXiv:2305.18290 eq. 7; label smoothing: Mitchell, cDPO note, eq. 3
     """
     positive("beta", beta, PULL)
-    _flip_rate(label_smoothing)
-    h = beta * _gap(s)
+    flip_rate(label_smoothing)
+    h = beta * gap(s)
     row = -logsigmoid(h)
     if s.rows.prefer is not None:
         prefer = s.rows.prefer.to(h.dtype)
         row = row + ((1 - prefer) * (1 - label_smoothing) + prefer * label_smoothing) * h
     elif label_smoothing:
         row = row + label_smoothing * h
-    return Loss(row, _pair_metrics(s, beta))
+    return Loss(row, pair_metrics(s, beta))
 
 
 @needs(**PAIR)
@@ -72,7 +74,7 @@ def ipo(s: Scored, *, beta: float = 0.1) -> Loss:
     Source  arXiv:2310.12036 eq. 17 (its tau is our beta)
     """
     positive("beta", beta, PULL)
-    return _identity(s, _gap(s), beta)
+    return _identity(s, gap(s), beta)
 
 
 @needs(**PAIR)
@@ -86,23 +88,24 @@ def ipo_avg(s: Scored, *, beta: float = 0.1) -> Loss:
     Source  TRL 1.16 dpo_trainer.py, branch "ipo"
     """
     positive("beta", beta, PULL)
-    mean = s.logratio / _length(s)
+    mean = s.logratio / lengths(s)
     return _identity(s, mean[:, 0] - mean[:, 1], beta)
 
 
-def _length(s: Scored) -> Tensor:
+def lengths(s: Scored) -> Tensor:
+    """Response tokens [B, K]."""
     if s.length is None:
         raise PreftuneError("this objective reads response lengths, but the policy gave none; score with lengths")
     return s.length
 
 
-def _identity(s: Scored, gap: Tensor, beta: float) -> Loss:
+def _identity(s: Scored, g: Tensor, beta: float) -> Loss:
     target = 1 / (2 * beta)
-    row = (gap - target) ** 2
+    row = (g - target) ** 2
     if s.rows.prefer is not None:
-        prefer = s.rows.prefer.to(gap.dtype)
-        row = prefer * row + (1 - prefer) * (gap + target) ** 2
-    return Loss(row, {**_pair_metrics(s, beta), "gap": gap.detach()})
+        prefer = s.rows.prefer.to(g.dtype)
+        row = prefer * row + (1 - prefer) * (g + target) ** 2
+    return Loss(row, {**pair_metrics(s, beta), "gap": g.detach()})
 
 
 @needs(columns=2, labels=("ranked",))
@@ -116,6 +119,6 @@ def rdpo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Loss:
     Source  arXiv:2403.00409 eq. 12
     """
     positive("beta", beta, PULL)
-    _flip_rate(label_smoothing)
-    h = beta * _gap(s)
-    return Loss(-logsigmoid(h) - label_smoothing / (1 - 2 * label_smoothing) * h, _pair_metrics(s, beta))
+    flip_rate(label_smoothing)
+    h = beta * gap(s)
+    return Loss(-logsigmoid(h) - label_smoothing / (1 - 2 * label_smoothing) * h, pair_metrics(s, beta))
