@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from all_facts import merged
 from preftune import methods
 from preftune.collect.draw import given, mismatched
 from preftune.learner import Diverged, GradientLearner
 from preftune.policies.tabular import TableResponses, TabularPolicy
-from preftune.types import Context, Key, Loss, Method, PreftuneError, Rows, Scored, needs
+from preftune.probe import random_scored
+from preftune.types import Context, Head, Key, Loss, Method, PreftuneError, Rows, Scored, Want, needs, needs_of
 
 # --- a domain with ragged responses: a language of four tokens ------------------------------------------------------
 
@@ -42,23 +44,48 @@ class Words:
         return [[" ".join(map(str, response)) for response in row] for row in self.tokens]
 
 
+def halves(x: Any) -> tuple[Any, Any]:
+    """The two segments of every response."""
+    return x[: len(x) // 2], x[len(x) // 2 :]
+
+
+def mean_state(words: Sequence[int]) -> Tensor:
+    """Mean hidden state [4] of some tokens."""
+    return torch.bincount(torch.tensor(words, dtype=torch.int64), minlength=4).double() / max(1, len(words))
+
+
 class Bigrams:
-    """p(next | last) = softmax of a row of logits [V, V]; the prompt is the first `last`. logp in nats per response."""
+    """p(next | last) = softmax of a row of logits [V, V]; the prompt is the first `last`. logp in nats per response.
+
+    The hidden state of a token is its row of the identity; heads are linear in the mean of these.
+    """
 
     uniform: Mapping[str, Any] = {}
     independent = False
 
     def __init__(self, logits: Tensor):
         self.logits = torch.nn.Parameter(logits.double().clone())
+        self.heads: dict[str, Tensor] = {}
 
-    def score(self, rows: Rows, wants: object = ()) -> Scored:
-        step = self.logits.log_softmax(1)
-        logp = [
-            torch.stack([step[[prompt, *response[:-1]], list(response)].sum() for response in row])
-            for prompt, row in zip(rows.prompt, rows.response.tokens, strict=True)
-        ]
-        length = torch.tensor([[len(response) for response in row] for row in rows.response.tokens])
-        return Scored(rows, torch.stack(logp), length=length)
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        step, (b, k) = self.logits.log_softmax(1), rows.response.shape
+        flat = [(prompt, y) for prompt, row in zip(rows.prompt, rows.response.tokens, strict=True) for y in row]
+        tokens = [step[[prompt, *y[:-1]], list(y)] for prompt, y in flat]
+        table = lambda values: torch.stack(list(values)).view(b, k, *values[0].shape)
+        more: dict[str, Tensor] = {}
+        if "segments" in wants:
+            more["segment_logp"] = table([torch.stack([half.sum() for half in halves(t)]) for t in tokens])
+        if "states" in wants:
+            more["states"] = table([torch.stack([mean_state(half) for half in halves(y)]) for _, y in flat])
+        if "collision" in wants:
+            more["collision"] = table([(2 * step.detach()).logsumexp(1)[[prompt, *y[:-1]]].sum() for prompt, y in flat])
+        heads = {name: table([mean_state(y) for _, y in flat]) @ head for name, head in self.heads.items()}
+        return Scored(rows, table([t.sum() for t in tokens]), length=table([torch.tensor(len(t)) for t in tokens]), heads=heads, **more)
+
+    def attach(self, heads: Mapping[str, Head], key: Key) -> None:
+        for name, head in heads.items():
+            self.heads[name] = torch.nn.Parameter(torch.from_numpy(key.fold(name).numpy().standard_normal((4, head.size))))
+            self.heads[name].lr_scale = head.lr_scale
 
     def copy(self) -> Bigrams:
         frozen = Bigrams(self.logits.detach())
@@ -68,13 +95,15 @@ class Bigrams:
     reference = copy
 
     def parameters(self) -> list[Tensor]:
-        return [self.logits]
+        return [self.logits, *self.heads.values()]
 
     def state(self) -> dict[str, Tensor]:
-        return {"logits": self.logits.detach().clone()}
+        return {"logits": self.logits.detach().clone()} | {name: head.detach().clone() for name, head in self.heads.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.logits.data.copy_(state["logits"])
+        for name, head in self.heads.items():
+            head.data.copy_(state[name])
 
 
 B = 11
@@ -92,7 +121,7 @@ PAIRS = Rows(
     response=Words(tuple((sentence(), sentence()) for _ in range(B))),
     ranked=True,
 )
-OFFLINE = {name: make for name, make in methods.METHODS.items() if make is methods.simpo or make().collect_every == "run"}
+SHIPPED: dict[str, Method] = {name: facts.method for name, facts in merged("SHIPPED").items()}
 
 
 def learner(method: Method, *, logits: Tensor = POLICY, **settings: Any) -> GradientLearner:
@@ -100,12 +129,22 @@ def learner(method: Method, *, logits: Tensor = POLICY, **settings: Any) -> Grad
     return GradientLearner(policy, method, roles, **{"optimiser": "sgd", "lr": 1.0, "clip": 0.0, "micro_batch": 100} | settings)
 
 
-def make(name: str) -> Method:
-    return methods.simpo(gamma=1.0) if name == "simpo" else OFFLINE[name]()
-
-
 def collected(method: Method, rows: Rows = PAIRS) -> Rows:
     return method.collect(Context({}, rows, key=Key.of(0)))
+
+
+def rows_of(method: Method) -> Rows:
+    """B rows with every label that the objective declares, and sentences as responses, some of which are repeated elsewhere."""
+    drawn = random_scored(needs_of(method.objective), B, heads=method.heads).rows
+    columns = drawn.response.shape[1]
+    words = [[PAIRS.response.tokens[(i + k // 2) % B][k % 2] for k in range(columns)] for i in range(B)]
+    return drawn.replace(id=PAIRS.id, prompt=PAIRS.prompt, response=Words(tuple(map(tuple, words))))
+
+
+def counts_rows(method: Method) -> bool:
+    """The divisor is the number of rows, and rows do not enter one another's loss."""
+    scored = random_scored(needs_of(method.objective), B, heads=method.heads)
+    return not needs_of(method.objective).batch and method.objective(scored).count is None
 
 
 def moved(method: Method, rows: Rows, **settings: Any) -> Tensor:
@@ -122,12 +161,12 @@ def close(a: Tensor, b: Tensor) -> None:
 # --- one step -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 7, 10])
 def test_micro_batches_of_any_size_make_the_step_of_one_batch(name: str, micro_batch: int) -> None:
     """Ragged lengths, token means, weights and baselines over the whole batch included; 11 rows leave ragged micro-batches."""
-    method = make(name)
-    rows = collected(method).replace(weight=torch.linspace(0.1, 1.9, B))
+    method = SHIPPED[name]
+    rows = rows_of(method).replace(weight=torch.linspace(0.1, 1.9, B))
     whole, parts = learner(method), learner(method, micro_batch=micro_batch)
     expected, found = whole.descend(rows), parts.descend(rows)
     assert (whole.policy.logits - POLICY).abs().max() > 1e-4
@@ -136,14 +175,15 @@ def test_micro_batches_of_any_size_make_the_step_of_one_batch(name: str, micro_b
     assert all(math.isclose(found[key], expected[key], rel_tol=1e-11, abs_tol=1e-13) for key in expected)
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_step_is_the_gradient_of_the_quotient_of_sums(name: str) -> None:
     """sum(weight * row) / sum(count), differentiated in one piece."""
-    method = make(name)
-    rows = collected(method).replace(weight=torch.linspace(0.1, 1.9, B))
+    method = SHIPPED[name]
+    rows, wants = rows_of(method).replace(weight=torch.linspace(0.1, 1.9, B)), needs_of(method.objective).wants
     policy = Bigrams(POLICY)
-    scored = policy.score(rows)
-    loss = method.objective(replace(scored, ref_logp=Bigrams(REFERENCE).score(rows).logp.detach()))
+    policy.attach(method.heads, Key.of(0).fold("heads"))
+    scored, reference = policy.score(rows, wants), Bigrams(REFERENCE).copy().score(rows, wants)
+    loss = method.objective(replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp))
     total = B if loss.count is None else loss.count.sum()
     ((rows.weight * loss.row).sum() / total).backward()
     close(moved(method, rows, micro_batch=4), -policy.logits.grad)
@@ -156,29 +196,29 @@ def test_a_token_mean_counts_tokens_and_not_rows() -> None:
     close(by_tokens * tokens, by_rows * B)
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_order_of_rows_does_not_matter(name: str) -> None:
-    method = make(name)
-    rows = collected(method)
+    method = SHIPPED[name]
+    rows = rows_of(method)
     close(moved(method, rows.take([10, 3, 5, 0, 9, 1, 8, 2, 7, 4, 6]), micro_batch=3), moved(method, rows))
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_weights_of_one_are_no_weights(name: str) -> None:
-    rows = collected(make(name))
-    assert torch.equal(moved(make(name), rows.replace(weight=torch.ones(B))), moved(make(name), rows))
+    rows = rows_of(SHIPPED[name])
+    assert torch.equal(moved(SHIPPED[name], rows.replace(weight=torch.ones(B))), moved(SHIPPED[name], rows))
 
 
-@pytest.mark.parametrize("name", [name for name in OFFLINE if name not in ("sft", "kto")])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if counts_rows(SHIPPED[name])])
 def test_twice_the_weight_is_the_row_twice(name: str) -> None:
     """Weights have mean one, so a row that counts double among eleven has 2 * 11/12 and the others 11/12.
 
-    Not with token means, whose divisor counts tokens unweighted, nor with kto, where a row also moves the baseline.
+    Not with token means, whose divisor counts tokens unweighted, nor where a row also moves the others' baseline.
     """
-    rows = collected(make(name))
+    rows = rows_of(SHIPPED[name])
     weight = torch.full((B,), B / (B + 1), dtype=torch.float64)
     weight[4] *= 2
-    close(moved(make(name), rows.replace(weight=weight)), moved(make(name), rows.take([*range(B), 4])))
+    close(moved(SHIPPED[name], rows.replace(weight=weight)), moved(SHIPPED[name], rows.take([*range(B), 4])))
 
 
 def test_kto_has_one_baseline_for_the_whole_batch() -> None:
@@ -376,6 +416,54 @@ def test_rows_of_one_table_are_averaged_and_tables_are_summed() -> None:
     close(step(rows.take([0, 2, 0, 2])), step(rows.take([0, 2])))
 
 
-def test_offline_methods_train_on_the_rows_as_they_are() -> None:
+def test_offline_methods_can_train_on_the_rows_as_they_are() -> None:
     assert given(Context({}, PAIRS)) is PAIRS
-    assert {name for name in OFFLINE if make(name).collect is given} == set(OFFLINE) - {"kto"}
+
+
+# --- heads and running statistics -----------------------------------------------------------------------------------
+
+
+@needs(columns=2, labels=("ranked",), reference=False)
+def by_head(s: Scored) -> Loss:
+    """The head alone tells the columns apart."""
+    return Loss((s.heads["head"][:, 0, 0] - s.heads["head"][:, 1, 0] - 1.0) ** 2 + 0 * s.logp[:, 0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_a_head_trains_at_its_own_rate_and_starts_from_the_same_numbers_everywhere(scale: float) -> None:
+    method = replace(methods.simpo(gamma=1.0), objective=by_head, heads={"head": Head(1, lr_scale=scale)})
+    one, other = learner(method, micro_batch=3), learner(replace(method, heads={"head": Head(1)}), micro_batch=3)
+    before = one.policy.heads["head"].detach().clone()
+    assert torch.equal(before, other.policy.heads["head"].detach())
+    assert one.descend(PAIRS)["lr"] == 1.0
+    other.descend(PAIRS)
+    close(one.policy.heads["head"].detach() - before, scale * (other.policy.heads["head"].detach() - before))
+
+
+def accumulating(batch: bool) -> Method:
+    """DPO that adds up the rows it has seen."""
+
+    @needs(batch=batch)
+    def objective(s: Scored) -> Loss:
+        seen = s.running.get("seen", torch.zeros(()))
+        return replace(methods.dpo().objective(s), running={"seen": seen + len(s.rows)})
+
+    return replace(methods.dpo(), objective=objective)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 100])
+def test_running_statistics_are_those_of_whole_batches_and_go_back_with_a_snapshot(micro_batch: int) -> None:
+    one = learner(accumulating(batch=True), micro_batch=micro_batch)
+    one.descend(PAIRS)
+    kept = one.snapshot()
+    one.descend(PAIRS.take([0, 1, 2]))
+    assert float(one.running["seen"]) == B + 3
+    one.measure(PAIRS)
+    assert float(one.running["seen"]) == B + 3  # looking changes nothing
+    one.restore(kept)
+    assert float(one.running["seen"]) == B
+
+
+def test_running_statistics_of_an_objective_that_sees_micro_batches_are_refused() -> None:
+    with pytest.raises(PreftuneError, match="batch=True"):
+        learner(accumulating(batch=False)).descend(PAIRS)

@@ -13,15 +13,13 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from all_facts import FAMILIES, merged
 from facts import (
     B,
     Facts,
@@ -50,17 +48,6 @@ from preftune.registry import resolve_method
 from preftune.types import Method, Objective, PreftuneError, Scored, needs, needs_of
 
 # --- the tables, one part per family of objectives (facts_*.py) -----------------------------------------------------
-
-FAMILIES = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("facts_*.py"))]
-
-
-def merged(name: str) -> dict[str, Any]:
-    """One table out of the families' parts; a sentence stands in one of them only."""
-    parts = [getattr(family, name, {}) for family in FAMILIES]
-    table = {key: value for part in parts for key, value in part.items()}
-    assert len(table) == sum(map(len, parts)), f"an entry of {name} stands in two families"
-    return table
-
 
 SHIPPED: dict[str, Facts] = merged("SHIPPED")
 LIMITS: dict[str, Limit] = merged("LIMITS")

@@ -9,21 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from all_facts import FAMILIES
 from preftune import methods
 from preftune.objectives import auxiliary, games, pairwise, pointwise, reference_free
 from preftune.policies.tabular import TableResponses
 from preftune.types import Objective, Rows, Scored
 from vector_rows import ADDED, VECTORS, labelled_with_baseline, pairs
-
-FAMILIES = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("facts_*.py"))]
 
 # name in vectors.json -> the objective built from the case's parameters
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
