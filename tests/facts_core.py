@@ -319,3 +319,5 @@ FLIP_RATES = {
     "rpo": lambda e: methods.rpo(label_smoothing=e),
     "rpo-avg": lambda e: methods.rpo_avg(label_smoothing=e),
 }
+
+SETTINGS = {"simpo": {"gamma_beta_ratio": 0.5}}  # methods that cannot be composed without a choice

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
+from all_facts import merged
 from preftune import methods
 from preftune.api import prepare
 from preftune.cli import VERBS, main, output
@@ -278,7 +279,7 @@ def test_a_copied_method_is_the_method(preftune: Run, tmp_path: Path, name: str)
     assert "from ." not in file.read_text()
     function = methods.METHODS[name]
     ours = resolve_method(f"{file}:{function.__name__}")
-    settings = {"gamma_beta_ratio": 0.5} if name == "simpo" else {}
+    settings = merged("SETTINGS").get(name, {})
     a, b = prepare(function, settings).method, prepare(ours, settings).method
     assert ours.__code__.co_code == function.__code__.co_code and (a.collect_every, a.recipe) == (b.collect_every, b.recipe)
 

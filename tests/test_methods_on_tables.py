@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from all_facts import merged
 from preftune import methods
 from preftune.collect.draw import against_opponent
 from preftune.exact.games import game
@@ -505,4 +506,4 @@ def test_updates_say_whether_they_draw_twice() -> None:
 
 
 def _composed() -> dict[str, Method]:
-    return {name: make(gamma=1.0) if name == "simpo" else make() for name, make in methods.METHODS.items()}
+    return {name: make(**merged("SETTINGS").get(name, {})) for name, make in methods.METHODS.items()}
