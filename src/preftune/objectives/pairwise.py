@@ -1,14 +1,17 @@
 """Objectives of a pair with a reference: column 0 is preferred, column 1 is not.
 
 All read logp and ref_logp [B, 2] in nats per response and write h or g for the gap of the two log-ratios. Where rows
-carry a soft label `prefer` = P(column 0 beats column 1), the loss is its expectation over both orders.
+carry a soft label `prefer` = P(column 0 beats column 1) and the objective reads it, the loss is its expectation over both
+orders. Objectives that see more than the gap stand in `absolute`.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
 
-from ..numerics import logsigmoid, positive
+from torch import Tensor, relu
+
+from ..numerics import logsigmoid, positive, sigmoid
 from ..types import Loss, PreftuneError, Scored, needs
 
 PULL = "it is the pull towards the reference"
@@ -122,3 +125,78 @@ def rdpo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Loss:
     flip_rate(label_smoothing)
     h = beta * gap(s)
     return Loss(-logsigmoid(h) - label_smoothing / (1 - 2 * label_smoothing) * h, pair_metrics(s, beta))
+
+
+@needs(columns=2, labels=("ranked",))
+def hinge(s: Scored, *, beta: float = 0.1) -> Loss:
+    """Hinge on the gap of log-ratios, normalised by the reference (hinge-norm).
+
+    loss = max(0, 1 - h),   h = beta (logratio[:, 0] - logratio[:, 1])
+
+    Limits  beta max(0, 1 / beta - gap): gradients are -+beta inside the margin and exactly 0 outside and at the kink
+    Not     SLiC-HF, under whose name TRL lists it: that has no reference and a likelihood term (see `hinge_free`)
+    Source  arXiv:2309.06657 (RSO), hinge-norm, whose gamma is our beta
+    """
+    positive("beta", beta, PULL)
+    row = relu(1 - beta * gap(s))
+    return Loss(row, {**pair_metrics(s, beta), "active": (row.detach() > 0).to(row.dtype)})
+
+
+@needs(columns=2, labels=("ranked",), reference=False)
+def hinge_free(s: Scored, *, delta: float = 1.0) -> Loss:
+    """Hinge on summed log-probs without a reference: the calibration term of SLiC-HF.
+
+    loss = max(0, delta - logp[:, 0] + logp[:, 1])
+
+    Limits  flat where the preferred response leads by delta nats; watch the metric `active`
+    Not     on per-token means, and not 1 - beta (..): the slope is 1 per nat whatever delta is
+    Source  arXiv:2305.10425, the first term of its loss
+    """
+    positive("delta", delta, "it is the lead in nats that the preferred response has to have")
+    lead = s.logp[:, 0] - s.logp[:, 1]
+    row = relu(delta - lead)
+    right, active = (lead.detach() > 0).to(row.dtype), (row.detach() > 0).to(row.dtype)
+    return Loss(row, {"margin": lead.detach(), "accuracy": right, "active": active})
+
+
+@needs(columns=2, labels=("ranked",))
+def exo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Loss:
+    """Efficient exact optimisation of a pair: the REVERSE KL from smoothed labels to the policy's two-point law.
+
+    loss = KL(q || p) = q log(q / (1-e)) + (1-q) log((1-q) / e),   q = sigmoid(h),  h = beta (logratio[:, 0] - logratio[:, 1])
+
+    Limits  0 at h = log((1-e)/e), where it turns back; between -log(1-e) and -log e far out. d loss / d h =
+            q (1-q) (h - log((1-e)/e)) vanishes for badly ordered pairs (-.079 at h = -5, -5.5e-8 at -20): they hardly move
+    Not     cDPO, the forward cross-entropy of the same two laws. e = 0 would take log 0
+    Source  arXiv:2402.00856 eq. 16
+    """
+    positive("beta", beta, PULL)
+    flip_rate(label_smoothing)
+    positive("label_smoothing", label_smoothing, "exo takes its logarithm; the authors use 0.001")
+    h = beta * gap(s)
+    win, lose = logsigmoid(h), logsigmoid(-h)
+    row = win.exp() * (win - math.log1p(-label_smoothing)) + lose.exp() * (lose - math.log(label_smoothing))
+    return Loss(row, pair_metrics(s, beta))
+
+
+@needs(columns=2, labels=("ranked",))
+def discopop(s: Scored, *, beta: float = 0.05, tau: float = 0.05) -> Loss:
+    """DiscoPOP: logistic loss for wrongly ordered pairs, exponential loss for rightly ordered ones, blended by m.
+
+    loss = (1-m) (-logsigmoid(h)) + m e^-h,   m = sigmoid(h / tau),   h = beta (logratio[:, 0] - logratio[:, 1])
+
+    Limits  0.846574 = (1 + ln 2) / 2 at the reference; DPO for h << 0, e^-h for h >> 0
+    Not     convex: with tau = 0.05 there is a minimum at h = -0.118570 (0.785924) and a maximum at h = +0.072006 (0.878290);
+            at the reference d loss / d h = (1 - ln 2) / (4 tau) - 3/4 = +0.784, so the first steps LOWER the margin
+    Source  arXiv:2406.08414, their log_ratio_modulated_loss
+    """
+    positive("beta", beta, PULL)
+    positive("tau", tau, "it is the width of the blend")
+    if tau > 1:
+        raise PreftuneError(
+            f"tau is {tau}, needed at most 1: above it m e^-h grows without bound for badly ordered pairs; the authors' is 0.05"
+        )
+    h = beta * gap(s)
+    # m e^-h in one exponential: for h << 0 it is tiny while e^-h alone overflows.
+    row = sigmoid(-h / tau) * -logsigmoid(h) + (logsigmoid(h / tau) - h).exp()
+    return Loss(row, pair_metrics(s, beta))
