@@ -1,0 +1,54 @@
+"""Which responses of a row are trained on."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+
+from ..types import Collect, Context, PreftuneError, Rows
+from .draw import against_opponent
+
+Keep = Literal["extremes", "all"]
+
+
+def labelled(ctx: Context) -> Rows:
+    """The rows as the data have them, with a label for every response: of ranked responses the first is desirable, the others are not."""
+    rows = ctx.feed
+    if rows.desirable is not None:
+        return rows
+    if not rows.ranked:
+        raise PreftuneError("found neither desirable labels nor ranked pairs; needed completion and label columns, or chosen and rejected")
+    n, k = rows.response.shape
+    return rows.replace(desirable=torch.tensor([[column == 0 for column in range(k)]] * n))
+
+
+def extremes(rows: Rows) -> Rows:
+    """Of each row the response of the highest win rate and one of the lowest; the others count as absent and are not scored.
+
+    Win rates stay what they were against all responses. Of equal ones the first is the best and the last the worst, so that
+    two responses stay even where all are alike. Columns that enumerated a law do so no longer.
+    """
+    if rows.winrate is None:
+        raise PreftuneError("the rows carry no win rates, needed to tell best from worst; judge the responses first")
+    here = torch.ones_like(rows.winrate, dtype=torch.bool) if rows.present is None else rows.present
+    order = rows.winrate.masked_fill(~here, -1.0).argsort(dim=1, descending=True, stable=True)
+    last = (here.sum(1, keepdim=True) - 1).clamp(min=0)
+    kept = torch.zeros_like(here).scatter(1, torch.cat([order[:, :1], order.gather(1, last)], 1), True)
+    return rows.replace(present=kept & here, law=None)
+
+
+def self_judged(ctx: Context, *, responses: int = 5, keep: Keep = "extremes") -> Rows:
+    """`responses` of the current policy, each judged against all of them, itself at 1/2; best and worst are kept, or all."""
+    rows = against_opponent(ctx, responses=responses, opponents=0)
+    return extremes(rows) if keep == "extremes" else rows
+
+
+def among_own(*, responses: int, keep: Keep) -> Collect:
+    """`self_judged` with its numbers checked when a method is composed."""
+    if responses < 2:
+        raise PreftuneError(f"responses is {responses}, needed 2 or more: they are judged against one another; the authors draw 5")
+    if keep not in ("extremes", "all"):
+        raise PreftuneError(f"keep is {keep!r}, needed 'extremes' or 'all': train on the best and the worst response, or on every one")
+    return partial(self_judged, responses=responses, keep=keep)
