@@ -19,7 +19,7 @@ import numpy
 import torch
 
 from ...types import Key, PreftuneError, Rows, Scored, Want
-from .logprob import assemble, engine, pairs_of
+from .logprob import Measured, assemble, engine, pairs_of
 from .tokens import Tokens, token_digest
 
 if TYPE_CHECKING:
@@ -166,7 +166,9 @@ class CachedReference:
 
     @torch.no_grad()
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
-        """As TextPolicy.score, without gradient."""
+        """As TextPolicy.score, without gradient. The cache holds log-probs: what else is wanted is computed."""
+        if {"states", "collision"} & set(wants):
+            return self.policy.score(rows, wants)
         pairs = pairs_of(rows, self.policy.bos)
         keys = self.keys(pairs)
         known = self.cache.get(keys)
@@ -177,7 +179,7 @@ class CachedReference:
             fresh = dict(zip(missing, (v.cpu() for v in self.policy.token_logps(list(missing.values()))), strict=True))
             self.cache.put(fresh)
             known |= fresh
-        return assemble(rows, [known[key] for key in keys], wants)
+        return assemble(rows, Measured([known[key] for key in keys]), wants)
 
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> Any:
         """As TextPolicy.sample."""

@@ -14,8 +14,10 @@ import copy
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,6 +86,15 @@ class Store:
 KeyValues = list[tuple[Tensor, Tensor]]  # of a prompt, per layer: [1, heads, P, d]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one pass says about each of N responses."""
+
+    logp: list[Tensor]  #                         [T_i] float32 per token
+    states: list[Tensor] | None = None  #         [T_i, d] last hidden states at the response's own tokens
+    collision: list[Tensor] | None = None  #      [T_i] float32, log sum_v pi(v)^2 where each token was predicted; no gradient
+
+
 class Network(nn.Module):
     """A causal language model together with the cuts that scoring needs: decoder (trunk and top) and head.
 
@@ -117,6 +128,7 @@ class Network(nn.Module):
         self.store = Store(trunk_bytes)
         self.last: tuple[Tokens, KeyValues] | None = None  # the trunk's keys and values of the latest prompt
         self.exact_target = False
+        self.width = 0  #                      d of the last hidden state
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.layout_note = f"{layout}, as asked"
         self.trunk_note = "none: every layer or an adapter trains"
@@ -179,6 +191,7 @@ class Network(nn.Module):
         self.mode()
         whole = self.lm(input_ids=self.probe(), use_cache=False).logits[0]
         hidden = self.run_padded(self.parts["decoder"], "input_ids", [self.probe()[0]])[0]
+        self.width = hidden.shape[1]
         ours = self.logits(hidden)
         if not close(ours, whole):
             raise PreftuneError(
@@ -365,39 +378,62 @@ class Network(nn.Module):
         """[N, d] -> [N, V] by the model's own head, scaling and capping included."""
         return self.parts["head"](inputs_embeds=hidden[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
 
-    def chunk_logp(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """log softmax(head(hidden))[targets], float32 [N].
+    def chunk_logp(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> tuple[Tensor, Tensor | None]:
+        """log softmax(head(hidden))[targets], float32 [N], and log sum_v softmax(head(hidden))_v^2 [N] where it is asked for.
 
         In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit), and the
         log-sum-exp is taken over upcast logits.
         """
         logits = self.logits(hidden).float()
+        second = log_collision(logits) if collision else None
         if not self.exact_target:
-            return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+            return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1), second
         head = self.lm.get_output_embeddings()
         target = (hidden.float() * head.weight[targets].float()).sum(1)
-        return target - logits.logsumexp(1) if head.bias is None else target + head.bias[targets].float() - logits.logsumexp(1)
+        target = target if head.bias is None else target + head.bias[targets].float()
+        return target - logits.logsumexp(1), second
 
-    def head_logp(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """float32 [N]; several chunks are recomputed in the backward pass, so that [N, V] never exists at once."""
+    def head_logp(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> tuple[Tensor, Tensor | None]:
+        """`chunk_logp` in chunks; several are recomputed in the backward pass, so that [N, V] never exists at once."""
         step = max(1, CHUNK // self.lm.get_output_embeddings().weight.shape[0])
         if len(targets) <= step:
-            return self.chunk_logp(hidden, targets)
+            return self.chunk_logp(hidden, targets, collision)
         keep = torch.is_grad_enabled() and hidden.requires_grad or torch.is_grad_enabled() and self.head_trains()
-        parts = zip(hidden.split(step), targets.split(step), strict=True)
-        return torch.cat([checkpoint(self.chunk_logp, h, t, use_reentrant=False) if keep else self.chunk_logp(h, t) for h, t in parts])
+        run = partial(checkpoint, self.chunk_logp, use_reentrant=False) if keep else self.chunk_logp
+        parts = [run(h, t, collision) for h, t in zip(hidden.split(step), targets.split(step), strict=True)]
+        logp, second = zip(*parts, strict=True)
+        return torch.cat(logp), torch.cat(second) if collision else None
 
     def head_trains(self) -> bool:
         """Whether a gradient may flow into the head's weights."""
         return any(p.requires_grad for p in self.lm.get_output_embeddings().parameters())
 
-    def token_logps(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
-        """Per-token log-probabilities float32 [T_i] of each response given its prompt."""
+    def measure(self, pairs: Sequence[tuple[Tokens, Tokens]], *, states: bool = False, collision: bool = False) -> Measured:
+        """Per-token log-probabilities of each response given its prompt, and what is asked for besides."""
         if not pairs:
-            return []
+            return Measured([], [], [])
         self.check_length(max(len(prompt) + len(response) for prompt, response in pairs))
         targets = torch.tensor([token for _, response in pairs for token in response], device=self.device)
-        return list(self.head_logp(torch.cat(self.hidden(pairs)), targets).split([len(response) for _, response in pairs]))
+        lengths = [len(response) for _, response in pairs]
+        at = None
+        if states:  # `hidden` feeds all but the last token of a response: with one more, whichever, the true last one is fed too
+            both = self.hidden([(prompt, (*response, response[-1])) for prompt, response in pairs])
+            hidden, at = [h[:-1] for h in both], [h[1:] for h in both]
+        else:
+            hidden = self.hidden(pairs)
+        logp, second = self.head_logp(torch.cat(hidden), targets, collision)
+        return Measured(list(logp.split(lengths)), at, None if second is None else list(second.split(lengths)))
+
+    def token_logps(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+        """Per-token log-probabilities float32 [T_i] of each response given its prompt."""
+        return self.measure(pairs).logp
+
+
+@torch.no_grad()
+def log_collision(logits: Tensor) -> Tensor:
+    """log sum_v p_v^2 = LSE(2 z) - 2 LSE(z), [N]; z is shifted by its largest value, so that nothing large is subtracted."""
+    z = logits - logits.amax(1, keepdim=True)
+    return (2 * z).logsumexp(1) - 2 * z.logsumexp(1)
 
 
 def kept_after(first: int, kv: KeyValues, n: int) -> Any:
@@ -460,28 +496,44 @@ def pairs_of(rows: Rows, bos: int | None) -> list[tuple[Tokens, Tokens]]:
     return pairs  # type: ignore[return-value]
 
 
-def assemble(rows: Rows, values: Sequence[Tensor], wants: Sequence[Want] = ()) -> Scored:
-    """Scored from the float32 values [T_i] of the present responses: float64 sums, 0 and length 1 where absent. On the CPU.
+def assemble(rows: Rows, found: Measured, wants: Sequence[Want] = (), heads: Mapping[str, Tensor] | None = None) -> Scored:
+    """Scored from what was measured of the present responses: float64 sums, 0 and length 1 where absent. On the CPU.
 
     "segments" sums between the boundaries of rows.segments as well; without boundaries a response is one segment.
+    `heads` are outputs [N, C] of the present responses.
     """
     where = present_pairs(rows)
-    logp = torch.zeros(rows.response.shape, dtype=torch.float64)
-    length = torch.ones(rows.response.shape, dtype=torch.int64)
-    segments = torch.zeros(*rows.response.shape, 1 if rows.segments is None else rows.segments.shape[2] - 1, dtype=torch.float64)
-    if where:
-        flat = torch.cat(list(values)).cpu().double()
-        tokens = flat.split([len(v) for v in values])
-        index = tuple(torch.tensor(where).T)
-        logp = logp.index_put(index, torch.stack([part.sum() for part in tokens]))
-        length = length.index_put(index, torch.tensor([len(v) for v in values]))
-        if "segments" in wants:
-            parts = [
-                torch.stack([part[a:b].sum() for a, b in bounds])
-                for part, bounds in zip(tokens, bounds_of(rows, where, values), strict=True)
-            ]
-            segments = segments.index_put(index, torch.stack(parts))
-    return Scored(rows=rows, logp=logp, length=length, segment_logp=segments if "segments" in wants else None)
+    shape, index = rows.response.shape, tuple(torch.tensor(where, dtype=torch.int64).reshape(-1, 2).T)
+
+    def table(values: Sequence[Tensor], *more: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        """[B, K, *more] with the values of the present responses in their places and 0 elsewhere."""
+        empty = torch.zeros(*shape, *more, dtype=dtype)
+        return empty.index_put(index, torch.stack(list(values)).cpu().to(dtype)) if where else empty
+
+    tokens, length = on_cpu(found.logp), torch.ones(shape, dtype=torch.int64)
+    length = length.index_put(index, torch.tensor([len(v) for v in found.logp], dtype=torch.int64))
+    more: dict[str, Any] = {}
+    if {"segments", "states"} & set(wants):
+        bounds = bounds_of(rows, where, found.logp)
+        s = 1 if rows.segments is None else rows.segments.shape[2] - 1
+    if "segments" in wants:
+        parts = [torch.stack([v[a:b].sum() for a, b in cuts]) for v, cuts in zip(tokens, bounds, strict=True)]
+        more["segment_logp"] = table(parts, s)
+    if "states" in wants and found.states is not None:
+        means = [
+            torch.stack([v[a:b].detach().float().mean(0) if a < b else v.new_zeros(v.shape[1], dtype=torch.float32) for a, b in cuts])
+            for v, cuts in zip(found.states, bounds, strict=True)
+        ]
+        more["states"] = table(means, s, means[0].shape[1] if means else 0, dtype=torch.float32)
+    if "collision" in wants and found.collision is not None:
+        more["collision"] = table([v.sum() for v in on_cpu(found.collision)])
+    outputs = {name: table(out.unbind(0), out.shape[1]) for name, out in (heads or {}).items()}
+    return Scored(rows=rows, logp=table([v.sum() for v in tokens]), length=length, heads=outputs, **more)
+
+
+def on_cpu(values: Sequence[Tensor]) -> list[Tensor]:
+    """float64 on the CPU, brought there in one piece."""
+    return list(torch.cat(list(values)).cpu().double().split([len(v) for v in values])) if values else []
 
 
 def bounds_of(rows: Rows, where: Sequence[tuple[int, int]], values: Sequence[Tensor]) -> list[list[tuple[int, int]]]:

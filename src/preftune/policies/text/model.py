@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...types import Key, PreftuneError, Rows, Scored, Want
+from ...types import Head, Key, PreftuneError, Rows, Scored, Want
+from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import cache_folder
 from .generate import generate
 from .logprob import Network, assemble, pairs_of
@@ -45,6 +46,7 @@ class TextPolicy:
         self.bos: int | None = tokenizer.bos_token_id
         self.end = end_of_turn(tokenizer)
         self.stops = stop_tokens(tokenizer, network.lm, self.end)
+        self.heads: dict[str, PooledHead] = {}  # of a method, while it trains; frozen copies have none
         self.hashed: str | None = None
         self.max_new_tokens = 64  # of a sample, where the caller does not say
 
@@ -55,8 +57,20 @@ class TextPolicy:
         return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
 
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
-        """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1."""
-        return assemble(rows, self.token_logps(pairs_of(rows, self.bos)), wants)
+        """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1.
+
+        Heads and "states" read the hidden states at the response's own tokens, end of turn included and prompt never.
+        """
+        states = bool(self.heads) or "states" in wants
+        found = self.run(self.network.measure, pairs_of(rows, self.bos), states=states, collision="collision" in wants)
+        outputs = {name: head(found.states) for name, head in self.heads.items()}  # outside of autocast: they are float32
+        return assemble(rows, found, wants, outputs)
+
+    def attach(self, heads: Mapping[str, Head], key: Key) -> None:
+        """Give the policy these heads and no others."""
+        if self.overlay is not None:
+            raise PreftuneError("heads were given to a frozen policy, which trains nothing; attach them to the policy that trains")
+        self.heads = make_heads(heads, self.network.width, key, self.network.device)
 
     def score_tokens(self, rows: Rows) -> list[list[Tensor]]:
         """float32 [T] per token and response [B][K]; empty where absent."""
@@ -83,7 +97,7 @@ class TextPolicy:
 
     def copy(self) -> TextPolicy:
         """A frozen copy of what trains; the rest is shared."""
-        return self.frozen(self.state(), self.adapter)
+        return self.frozen(self.clones(), self.adapter)
 
     def frozen(self, overlay: dict[str, Tensor], adapter: bool = True) -> TextPolicy:
         """A frozen policy on the same network."""
@@ -93,7 +107,7 @@ class TextPolicy:
 
     def reference(self) -> TextPolicy:
         """The weights given, frozen: call it before training begins. `reference_kind` says how it is made."""
-        return self.frozen(self.state(), adapter=self.reference_kind != "adapter switched off")
+        return self.frozen(self.clones(), adapter=self.reference_kind != "adapter switched off")
 
     @property
     def reference_kind(self) -> str:
@@ -104,17 +118,21 @@ class TextPolicy:
 
     def lerp(self, other: Any, w: float) -> TextPolicy:
         """Frozen, parameters (1 - w) * self + w * other; exact at w = 0 and 1. With adapters the factors are mixed, not their products."""
-        mine, theirs = self.state(), other.state()
+        mine, theirs = self.clones(), without_heads(other.state())
         check_names(mine, theirs)
         mixed = {name: torch.lerp(a.float(), theirs[name].to(a.device).float(), float(w)).to(a.dtype) for name, a in mine.items()}
         return self.frozen(mixed, adapter=self.adapter or w != 0)
 
     def parameters(self) -> list[Tensor]:
-        """What trains, in the module's order; of a frozen copy its own values."""
+        """What trains, in the module's order, then the heads; of a frozen copy its own values."""
         return list(self.live().values())
 
     def live(self) -> dict[str, Tensor]:
         """The tensors themselves, by name."""
+        return self.weights() | head_parameters(self.heads)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's part of `live`."""
         if self.overlay is not None:
             return self.overlay
         return {name: p for name, p in self.network.module.named_parameters() if p.requires_grad}
@@ -123,10 +141,16 @@ class TextPolicy:
         """Clones of what trains, by name."""
         return {name: p.detach().clone() for name, p in self.live().items()}
 
+    def clones(self) -> dict[str, Tensor]:
+        """The model's part of `state`: what frozen copies hold."""
+        return {name: p.detach().clone() for name, p in self.weights().items()}
+
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put a `state` back, in place. An adapter that was switched off is used again if other values come in."""
+        """Put a `state` back, in place; a frozen copy leaves out the heads. An adapter that was switched off is used again if
+        other values come in."""
         live = self.live()
+        state = state if self.overlay is None else without_heads(state)
         check_names(live, state)
         if not self.adapter:
             self.adapter = any(not torch.equal(p, state[name].to(p.device)) for name, p in live.items())
