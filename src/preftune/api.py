@@ -23,7 +23,7 @@ from .probe import probe
 from .reference import none
 from .registry import import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
-from .types import Context, Judge, Key, Method, Policy, PreftuneError, Rows, formula_of, needs_of, parts_of
+from .types import LABELS, Context, Judge, Key, Method, Policy, PreftuneError, Rows, formula_of, needs_of, parts_of
 
 KL_SAMPLES = 32
 
@@ -357,11 +357,19 @@ def _open(
     policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
-    feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response)
-    held_out = None if test is None else TextFeed(test, policy.tokenizer, columns, max_prompt, max_response)
+    made = getattr(getattr(method.collect, "func", method.collect), "makes", ())  # labels that the collector adds itself
+    extra: dict[str, Any] = {
+        name: tuple(label for label in labels if label not in (*LABELS, *made))
+        for name, labels in (("labels", needs.labels), ("optional", needs.optional))
+    }
+    feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response, **extra)
+    held_out = None if test is None else TextFeed(test, policy.tokenizer, columns, max_prompt, max_response, **extra)
+    for read_before_training in (feed, held_out):
+        if read_before_training is not None:
+            read_before_training.check()
     if columns:
         first = feed.rows(range(min(2, len(feed))))
-        notes += [] if "desirable" in needs.labels else training.check_labels(method, first)
+        notes += [] if {"desirable", *made} & set(needs.labels) else training.check_labels(method, first)
     return policy, feed, held_out, notes
 
 

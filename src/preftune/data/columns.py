@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -43,6 +43,7 @@ class Record:
     system: str | None = None
     where: str = ""  #                      "file.jsonl, row 17"
     swapped: bool = False  #                the file named the other response first
+    order: tuple[int, ...] = ()  #          [K] where the file has each response; () where it has them in this order
     meta: dict[str, Any] = field(default_factory=dict)  # the columns that no converter reads
 
     @property
@@ -217,8 +218,9 @@ def record(
     scores: list[float] | None = None,
     prefer: float | None = None,
     desirable: list[bool] | None = None,
+    order: Sequence[int] = (),
 ) -> Record | Dropped:
-    """The checks and fields that all formats share."""
+    """The checks and fields that all formats share. `order`: where the file has each response, if they were rearranged."""
     system = row.get("system")
     system = None if system is None else text(system, where, "system")
     if isinstance(prompt, list):
@@ -238,7 +240,7 @@ def record(
         return Dropped("identical responses")
     swapped = prefer is not None and prefer < 0.5
     if swapped and prefer is not None:
-        prefer, responses = 1 - prefer, responses[::-1]
+        prefer, responses, order = 1 - prefer, responses[::-1], (order or range(len(responses)))[::-1]
         scores, desirable = scores and scores[::-1], desirable and desirable[::-1]
     identity, weight, hidden = row.get("id"), row.get("weight"), {*reads, *COMMON}
     return Record(
@@ -253,14 +255,15 @@ def record(
         system=system,
         where=where,
         swapped=swapped,
+        order=() if list(order) == sorted(order) else tuple(order),
         meta={name: value for name, value in row.items() if name not in hidden and value is not None},
     )
 
 
-def ordered(responses: list[str], scores: list[float]) -> tuple[list[str], list[float]]:
-    """Best first; equal scores keep the order of the file."""
+def ordered(responses: list[str], scores: list[float]) -> tuple[list[str], list[float], list[int]]:
+    """Best first, and where each stood; equal scores keep the order of the file."""
     order = sorted(range(len(scores)), key=lambda k: -scores[k])
-    return [responses[k] for k in order], [scores[k] for k in order]
+    return [responses[k] for k in order], [scores[k] for k in order], order
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
@@ -368,6 +371,7 @@ def pair(row: Row, where: str) -> Record | Dropped:
     """Two responses in no order, and who won: a probability, a win rate, vote counts, a winner or two scores."""
     responses = [answer(row["response_a"], where, "response_a"), answer(row["response_b"], where, "response_b")]
     label, scores = pair_label(row, where), pair_scores(row, where)
+    order: list[int] = []
     if isinstance(label, Dropped):
         return label
     if label is None and scores is None:
@@ -375,9 +379,9 @@ def pair(row: Row, where: str) -> Record | Dropped:
     if label is None and scores is not None:
         if scores[0] == scores[1]:
             return Dropped("all scores equal")
-        responses, scores = ordered(responses, scores)
-    reads = ("response_a", "response_b", *PAIR_LABELS)
-    return record(row, where, question(row["prompt"], where), responses, reads=reads, ranked=True, scores=scores, prefer=label)
+        responses, scores, order = ordered(responses, scores)
+    reads, prompt = ("response_a", "response_b", *PAIR_LABELS), question(row["prompt"], where)
+    return record(row, where, prompt, responses, reads=reads, ranked=True, scores=scores, prefer=label, order=order)
 
 
 def responses(row: Row, where: str) -> Record | Dropped:
@@ -392,6 +396,9 @@ def responses(row: Row, where: str) -> Record | Dropped:
         return None if row.get(name) is None else several(row[name], where, name, read, k)
 
     scores, ranks, desirable = cells("scores", number), cells("ranks", number), cells("desirable", boolean)
+    order = [int(place) for place in cells("file_order", number) or range(k)]
+    if sorted(order) != list(range(k)):
+        refuse(where, "file_order", order, f"the numbers 0 to {k - 1}, each once", "leave the column out: it is what saving writes")
     prefer = None if row.get("prefer") is None else number(row["prefer"], where, "prefer", 0, 1)
     if row.get("winrate") is not None:
         if scores is not None:
@@ -408,13 +415,13 @@ def responses(row: Row, where: str) -> Record | Dropped:
         if key is not None:
             if min(key) == max(key):
                 return Dropped("all scores equal")
-            order = sorted(range(k), key=lambda i: -key[i])
-            texts = [texts[i] for i in order]
-            scores, desirable = scores and [scores[i] for i in order], desirable and [desirable[i] for i in order]
+            best = sorted(range(k), key=lambda i: -key[i])
+            texts, order = [texts[i] for i in best], [order[i] for i in best]
+            scores, desirable = scores and [scores[i] for i in best], desirable and [desirable[i] for i in best]
             ranked = True
     ranked = bool(ranked) or prefer is not None
     return record(row, where, question(row["prompt"], where), texts, reads=FORMATS["responses"].reads + ("responses",),
-                  ranked=ranked, scores=scores, prefer=prefer, desirable=desirable)  # fmt: skip
+                  ranked=ranked, scores=scores, prefer=prefer, desirable=desirable, order=order)  # fmt: skip
 
 
 def completion_score(item: Row, where: str) -> float | None:
@@ -445,9 +452,9 @@ def completions(row: Row, where: str) -> Record | Dropped:
     known = [score for score in scores if score is not None]
     if len(known) > 1 and min(known) == max(known):
         return Dropped("all scores equal")
-    texts, known = ordered([answer(item["response"], where, "completions.response") for item in items], known)
+    texts, known, order = ordered([answer(item["response"], where, "completions.response") for item in items], known)
     reads = ("completions", "instruction")
-    return record(row, where, question(prompt, where), texts, reads=reads, ranked=len(texts) > 1, scores=known)
+    return record(row, where, question(prompt, where), texts, reads=reads, ranked=len(texts) > 1, scores=known, order=order)
 
 
 def stepwise(row: Row, where: str) -> Record | Dropped:
@@ -522,7 +529,7 @@ FORMATS: dict[str, Format] = {  # the first that fits is taken
         example='{"prompt": "2 + 2 =", "response_a": "5", "response_b": "4", "wins_a": 1, "wins_b": 9}',
     ),
     "responses": Format(
-        ("prompt", "responses"), responses, ("ranked", "ranks", "scores", "winrate", "prefer", "desirable"),
+        ("prompt", "responses"), responses, ("ranked", "ranks", "scores", "winrate", "prefer", "desirable", "file_order"),
         example='{"prompt": "2 + 2 =", "responses": ["5", "4", "22"], "scores": [2, 9, 1]}',
     ),
     "completions": Format(
@@ -627,4 +634,6 @@ def to_row(record: Record) -> dict[str, Any]:
     labels = {name: getattr(record, name) for name in ("scores", "prefer", "desirable", "system")}
     if record.weight != 1.0:
         labels["weight"] = record.weight
+    if record.order:
+        labels["file_order"] = list(record.order)
     return row | {name: value for name, value in labels.items() if value is not None} | record.meta

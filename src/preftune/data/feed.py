@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..policies.text.tokens import encode
 from ..types import PreftuneError, Rows
 from .columns import Record
+from .files import BATCH
+from .labels import Kind, label
 
 
 @dataclass
@@ -21,6 +24,7 @@ class TextFeed:
 
     columns  how many responses the objective reads: 1 the best, 2 the best and the worst, "K" all, 0 none (self-play)
     counts   what encoding truncated, left out or tokenised otherwise, added up over the run
+    labels   columns of the file that go to `Rows.extra`, needed in every row;  optional: the same, NaN where a row has none
     """
 
     data: Any  #        data.files.Dataset, or any sequence of Records with `records(positions)`
@@ -29,37 +33,63 @@ class TextFeed:
     max_prompt: int | None = None
     max_response: int | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    labels: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    kinds: dict[str, Kind] = field(default_factory=dict)  # of the labels that were seen
 
     def __len__(self) -> int:
         return len(self.data)
 
     def rows(self, positions: Sequence[int]) -> Rows:
-        records = [narrow(record, self.columns) for record in self.data.records(positions)]
+        found = self.data.records(positions)
+        records = [narrow(record, self.columns) for record in found]
         rows, counts = encode(records, self.tokenizer, max_prompt=self.max_prompt, max_response=self.max_response)
         self.counts.update(counts)
         if rows.prefer is not None:  # hard and soft labels mixed: an ordered pair without a number is a sure one
             rows = rows.replace(prefer=torch.nan_to_num(rows.prefer, nan=1.0))
-        return rows
+        extra = self.extra(found)
+        return rows.replace(extra=extra) if extra else rows
+
+    def extra(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """The labels that one method alone reads."""
+        kept, extra = [kept_of(record, self.columns) for record in records], {}
+        for name in (*self.labels, *self.optional):
+            made, kind = label(records, kept, name, required=name in self.labels, kind=self.kinds.get(name))
+            if made is not None and kind is not None:
+                extra[name], self.kinds[name] = made, kind
+        return extra
+
+    def check(self) -> None:
+        """Read the extra labels of every row, so that the last row's mistake is found before training begins."""
+        if self.labels or self.optional:
+            for start in range(0, len(self), BATCH):
+                self.extra(self.data.records(range(start, min(start + BATCH, len(self)))))
 
 
-def narrow(record: Record, columns: int | Literal["K"]) -> Record:
-    """The responses that an objective of so many columns reads; raises PreftuneError when there are too few."""
-    if columns == "K":
-        return record
-    if columns == 0:
-        return replace(record, responses=[], ranked=False, scores=None, prefer=None, desirable=None)
+def kept_of(record: Record, columns: int | Literal["K"]) -> list[int]:
+    """Which responses an objective of so many columns reads; raises PreftuneError when there are too few."""
     found = len(record.responses)
+    if columns == "K" or columns == found or columns == 0:
+        return list(range(0 if columns == 0 else found))
     if found < columns:
         raise PreftuneError(
             f"{record.where or record.id}: found {found} response{'s' * (found != 1)}, needed {columns}; "
             + ("give a response" if columns == 1 else "use chosen and rejected columns, or kto for single labelled responses")
         )
     if columns == 1:
-        kept = [0]
-    elif record.ranked or found == columns:
-        kept = list(range(found)) if found == columns else [0, found - 1]
-    else:
+        return [0]
+    if not record.ranked:
         raise PreftuneError(f"{record.where or record.id}: found {found} unranked responses, needed a ranked pair; give scores or ranks")
+    return [0, found - 1]
+
+
+def narrow(record: Record, columns: int | Literal["K"]) -> Record:
+    """The responses that an objective of so many columns reads; raises PreftuneError when there are too few."""
+    if columns == "K":
+        return record
+    kept = kept_of(record, columns)
+    if not kept:
+        return replace(record, responses=[], ranked=False, scores=None, prefer=None, desirable=None)
     pick = lambda values: None if values is None else [values[i] for i in kept]
     return replace(
         record,

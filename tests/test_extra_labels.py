@@ -1,0 +1,185 @@
+"""Columns that one method alone reads: from the file into the rows, beside the response that they speak of."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import preftune
+from preftune.collect.draw import given
+from preftune.data import load
+from preftune.data.feed import TextFeed
+from preftune.data.files import from_rows, save
+from preftune.objectives import pairwise
+from preftune.reference import frozen
+from preftune.types import Loss, Method, PreftuneError, Scored, needs
+from preftune.update import plain
+from text_fixtures import tiny_folder, tiny_tokenizer
+
+NAN = float("nan")
+
+
+def feed(rows: list[dict[str, Any]] | Any, columns: Any = 2, *, labels: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> TextFeed:
+    data = from_rows(rows) if isinstance(rows, list) else rows
+    return TextFeed(data, tiny_tokenizer(), columns, labels=labels, optional=optional)
+
+
+def extra(rows: list[dict[str, Any]] | Any, columns: Any = 2, **names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    made = feed(rows, columns, **names)
+    return dict(made.rows(range(len(made))).extra)
+
+
+def same(found: torch.Tensor, expected: Any) -> None:
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=0, equal_nan=True)
+
+
+def texts(made: TextFeed) -> list[list[str]]:
+    return made.rows(range(len(made))).response.show()
+
+
+def test_a_number_is_one_for_the_row_a_list_one_for_each_response_and_lists_several() -> None:
+    rows = [
+        {"prompt": "x", "chosen": "good", "rejected": "bad", "margin": 2, "length_bias": [0.5, -1], "aspects": [[1, 2, 3], [4, 5, 6]]},
+        {"prompt": "y", "chosen": "yes", "rejected": "no", "margin": 0.5, "length_bias": [1, 2], "aspects": [[7, 8, 9], [0, 0, 1]]},
+    ]
+    found = extra(rows, labels=("margin", "length_bias"), optional=("aspects", "unknown"))
+    same(found["margin"], [2, 0.5])
+    same(found["length_bias"], [[0.5, -1], [1, 2]])
+    same(found["aspects"], [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [0, 0, 1]]])
+    assert set(found) == {"margin", "length_bias", "aspects"}
+
+
+def test_columns_that_nobody_asks_for_stay_in_meta() -> None:
+    rows = [{"prompt": "x", "chosen": "good", "rejected": "bad", "margin": "a word"}]
+    assert extra(rows) == {}
+
+
+# each file names "worst" first; whatever turns the responses round turns the list with them
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "preference, swapped": {"chosen": "worst", "rejected": "best", "prefer": 0.2},
+    "pair by winner": {"response_a": "worst", "response_b": "best", "winner": "b"},
+    "pair by scores": {"response_a": "worst", "response_b": "best", "score_a": 1, "score_b": 5},
+    "responses by scores": {"responses": ["worst", "best"], "scores": [1, 5]},
+    "responses by ranks": {"responses": ["worst", "best"], "ranks": [2, 1]},
+    "responses by prefer": {"responses": ["worst", "best"], "prefer": 0.1},
+    "completions": {"completions": [{"response": "worst", "overall_score": 1}, {"response": "best", "overall_score": 5}]},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_list_follows_the_responses_when_they_are_ordered_or_swapped(layout: str) -> None:
+    row = {"prompt": "x", "words": [10, 20]} | LAYOUTS[layout]
+    made = feed([row], labels=("words",))
+    assert texts(made) == [["best", "worst"]]
+    same(made.rows([0]).extra["words"], [[20, 10]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_saved_file_keeps_the_list_beside_its_responses(layout: str, tmp_path: Path) -> None:
+    data = from_rows([{"prompt": "x", "words": [10, 20]} | LAYOUTS[layout]])
+    save(data, tmp_path / "saved.jsonl")
+    for again in (load(str(tmp_path / "saved.jsonl")), from_rows([data[0]])):
+        made = feed(again, labels=("words",))
+        assert texts(made) == [["best", "worst"]]
+        same(made.rows([0]).extra["words"], [[20, 10]])
+
+
+def test_a_list_follows_the_responses_that_are_kept() -> None:
+    """Order by score: third, first, fourth, second."""
+    row = {"prompt": "x", "responses": ["a", "b", "c", "d"], "scores": [3, 1, 4, 2], "words": [10, 20, 30, 40]}
+    for columns, answers, words in [("K", ["c", "a", "d", "b"], [30, 10, 40, 20]), (2, ["c", "b"], [30, 20]), (1, ["c"], [30])]:
+        made = feed([row], columns, labels=("words",))
+        assert texts(made) == [answers]
+        same(made.rows([0]).extra["words"], [words])
+
+
+def test_a_prompt_alone_keeps_the_numbers_of_its_row() -> None:
+    row = {"prompt": "x", "responses": ["a", "b"], "scores": [1, 2], "goal": 7, "words": [1, 2]}
+    found = extra([row], 0, labels=("goal",), optional=("words",))
+    same(found["goal"], [7])
+    assert "words" not in found
+
+
+def test_rows_without_a_value_are_nan_where_it_is_optional_in_every_batch() -> None:
+    """Also in a batch where no row has one, once the data were read through."""
+    rows = [{"prompt": p, "chosen": "good", "rejected": "bad"} for p in "abc"]
+    rows[1] |= {"margin": 3, "words": [1, 2]}  # type: ignore[dict-item]
+    made = feed(rows, optional=("margin", "words"))
+    same(made.rows([0, 1]).extra["margin"], [NAN, 3])
+    same(made.rows([0, 1]).extra["words"], [[NAN, NAN], [1, 2]])
+    made = feed(rows, optional=("margin", "words"))
+    made.check()
+    same(made.rows([2]).extra["margin"], [NAN])
+    same(made.rows([2]).extra["words"], [[NAN, NAN]])
+
+
+def test_shorter_rows_of_a_list_are_filled_with_nan() -> None:
+    rows = [
+        {"prompt": "x", "responses": ["a", "b", "c"], "ranked": True, "words": [1, 2, 3]},
+        {"prompt": "y", "responses": ["a", "b"], "ranked": True, "words": [4, 5]},
+    ]
+    same(extra(rows, "K", labels=("words",))["words"], [[1, 2, 3], [4, 5, NAN]])
+
+
+def test_cells_of_csv_are_read_as_numbers_and_lists(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text('prompt,chosen,rejected,margin,words\nx,good,bad,2.5,"[1, 2]"\ny,yes,no,,\n')
+    found = extra(load(str(file)), optional=("margin", "words"))
+    same(found["margin"], [2.5, NAN])
+    same(found["words"], [[1, 2], [NAN, NAN]])
+
+
+PAIR = {"prompt": "x", "chosen": "good", "rejected": "bad"}
+BROKEN: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "absent": ([PAIR], r"rows, row 1, column 'margin': found no value, needed a number or a list.*fill it"),
+    "absent in one row": ([PAIR | {"margin": 1}, PAIR], r"row 2, column 'margin': found no value"),
+    "under another name": ([PAIR | {"margins": 1}], r"rename with columns={'margins': 'margin'}"),
+    "text": ([PAIR | {"margin": "much"}], r"row 1, column 'margin': found 'much', needed a number"),
+    "not finite": ([PAIR | {"margin": [1, float("inf")]}], r"row 1, column 'margin': found inf, needed a finite number"),
+    "too long": ([PAIR | {"margin": [1, 2, 3]}], r"found 3 values, needed 2, one for each response"),
+    "broken JSON": ([PAIR | {"margin": "[1, 2"}], r"row 1, column 'margin': found broken JSON"),
+    "of two kinds": ([PAIR | {"margin": 1}, PAIR | {"margin": [1, 2]}], r"row 2, column 'margin': found \[1.0, 2.0\], needed a number"),
+    "of two sizes": (
+        [PAIR | {"margin": [[1], [2]]}, PAIR | {"margin": [[1, 2], [3, 4]]}],
+        r"row 2, column 'margin': .*needed a list of lists of numbers of 1 as in the other rows",
+    ),
+    "ragged": ([PAIR | {"margin": [[1], [2, 3]]}], r"row 1, column 'margin': found \[\[1.0\], \[2.0, 3.0\]\], needed lists of one size"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_cell_that_is_not_as_it_should_be_is_named(case: str) -> None:
+    rows, message = BROKEN[case]
+    with pytest.raises(PreftuneError, match=message):
+        feed(rows, labels=("margin",)).check()
+
+
+def test_a_goal_says_which_command_makes_it() -> None:
+    with pytest.raises(PreftuneError, match="preftune data goals"):
+        feed([PAIR], labels=("goal",)).check()
+
+
+@needs(columns=2, labels=("ranked", "margin"))
+def with_margin(s: Scored) -> Loss:
+    loss = pairwise.dpo(s)
+    return Loss(loss.row, {"margin_seen": s.rows.label("margin")[:, 0]})
+
+
+def test_training_reads_the_column_and_finds_the_last_row_without_it_before_it_begins(tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {i}", "chosen": "good", "rejected": "bad", "margin": [2, 1]} for i in range(4)]
+    method = lambda: Method(with_margin, given, frozen, plain)
+    run = partial(preftune.train, str(tiny_folder(tmp_path / "model")), method, samples=0, progress=False, batch=2, lr=1e-3)
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(str(file), out=tmp_path / "run")
+    assert [line["margin_seen"] for line in done.history] == [2.0, 2.0]
+    del rows[-1]["margin"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(PreftuneError, match=r"data.jsonl, row 4, column 'margin': found no value"):
+        run(str(file), out=tmp_path / "refused")
+    assert not (tmp_path / "refused" / "metrics.jsonl").exists()
