@@ -19,6 +19,7 @@ PACKAGE = Path(preftune.__file__).parent
 # "|" does not know each other; what stands on one side does.
 LAYERS = (
     "types numerics",
+    "logic",
     "objectives | exact",
     "policies",
     "data",
@@ -27,7 +28,7 @@ LAYERS = (
     "methods | learner checkpoint log probe provenance diagnostics",
     "evaluation report",
     "training",
-    "api arena registry cli annotate __init__ __main__",
+    "api arena grid registry cli annotate __init__ __main__",
 )
 PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 

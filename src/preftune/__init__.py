@@ -17,6 +17,7 @@ PUBLIC = {
     for module, names in {
         "api": "train plan resume evaluate generate merge load_data load_policy",
         "arena": "play",
+        "grid": "sweep",
         "registry": "resolve_method",
         "types": "PreftuneError Key Rows Scored Loss Needs needs Context Method Policy Judge",
     }.items()

@@ -39,6 +39,7 @@ class Run:
     history: list[dict[str, Any]] = field(repr=False)
     evaluation: dict[str, measures.Evaluation] = field(default_factory=dict, repr=False)  # before, after
     counts: dict[str, int] = field(default_factory=dict)  # what encoding truncated or tokenised otherwise
+    cache: dict[str, int] = field(default_factory=dict)  #  reference log-probs: hits came from the cache, misses were computed
 
     @property
     def model(self) -> Path:
@@ -176,6 +177,7 @@ def train(
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)
+        result.cache = {name: getattr(reference, name, 0) for name in ("hits", "misses")}
     return result
 
 

@@ -20,7 +20,13 @@ Read = Annotated[
     typer.Option("--read", help="name=value: how data are read, for instance format=pair or max_line_bytes=2e8; may be repeated."),
 ]
 Rename = Annotated[list[str] | None, typer.Option("--rename", help="theirs=ours: a column's name; may be repeated.")]
-EXAMPLE = {"--read": "split=test", "--rename": "question=prompt", "--set": "beta=0.1", "--load": "train=lora"}
+EXAMPLE = {
+    "--read": "split=test",
+    "--rename": "question=prompt",
+    "--set": "beta=0.1",
+    "--sweep": "beta=0.03,0.1,0.3",
+    "--load": "train=lora",
+}
 
 
 def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:

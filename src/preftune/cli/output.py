@@ -93,11 +93,12 @@ def print_measures(evaluation: Mapping[str, Mapping[str, Mapping[str, float | No
     columns = list(evaluation)
     names = list(dict.fromkeys(name for column in columns for name in evaluation[column]))
     print_table(
-        ["", *columns], [[name.replace("_", " "), *(_interval(evaluation[column].get(name)) for column in columns)] for name in names]
+        ["", *columns], [[name.replace("_", " "), *(interval(evaluation[column].get(name)) for column in columns)] for name in names]
     )
 
 
-def _interval(measure: Mapping[str, float | None] | None) -> str:
+def interval(measure: Mapping[str, float | None] | None) -> str:
+    """A number with its 95 % interval; nothing where it was not measured."""
     if measure is None or measure["value"] is None:
         return ""
     low, high = measure.get("low"), measure.get("high")
