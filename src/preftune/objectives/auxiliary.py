@@ -37,7 +37,7 @@ def scale(objective: Objective, weight: float) -> Objective:
 
     def scaled(s: Scored) -> Loss:
         loss = objective(s)
-        return Loss(weight * loss.row, loss.metrics, loss.count)
+        return Loss(weight * loss.row, loss.metrics, loss.count, loss.running)
 
     scaled.needs, scaled.parts, scaled.weight = needs_of(objective), (objective,), weight  # type: ignore[attr-defined]
     return scaled
@@ -59,7 +59,8 @@ def add(*objectives: Objective) -> Objective:
         metrics: dict[str, object] = {}
         for loss in losses:
             metrics.update(loss.metrics)
-        return Loss(row, metrics)  # type: ignore[arg-type]
+        running = {name: value for loss in losses for name, value in loss.running.items()}
+        return Loss(row, metrics, running=running)  # type: ignore[arg-type]
 
     total.parts = objectives  # type: ignore[attr-defined]
     parts = [needs_of(objective) for objective in objectives]
@@ -70,6 +71,7 @@ def add(*objectives: Objective) -> Objective:
         labels=tuple(dict.fromkeys(label for part in parts for label in part.labels)),
         optional=tuple(dict.fromkeys(label for part in parts for label in part.optional)),
         reference=any(part.reference for part in parts),
+        wants=tuple(dict.fromkeys(want for part in parts for want in part.wants)),
         batch=any(part.batch for part in parts),
         domain=min(part.domain for part in parts),
     )
