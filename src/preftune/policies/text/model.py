@@ -20,7 +20,7 @@ from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import cache_folder
 from .generate import generate
 from .logprob import Network, assemble, pairs_of
-from .tokens import Counts, TextResponses, Tokens, encode, end_of_turn
+from .tokens import Counts, TextResponses, Tokens, encode, end_of_turn, token_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -163,6 +163,14 @@ class TextPolicy:
     def unpack(self, packed: dict[str, Tensor]) -> TextResponses:
         """Responses from what their `pack` gave."""
         return TextResponses.unpack(packed, self.tokenizer)
+
+    def answer(self, texts: Sequence[Sequence[str | None]]) -> TextResponses:
+        """Texts [B][K] as responses, tokenised alone and with the end of turn, as in `encode`; None is an absent response."""
+        flat = [text for row in texts for text in row if text is not None]
+        bodies = iter(token_ids(self.tokenizer, flat, False))
+        ended = lambda body: body if body[-1:] == (self.end,) else (*body, self.end)
+        tokens = tuple(tuple(() if text is None else ended(next(bodies)) for text in row) for row in texts)
+        return TextResponses(tokens, tokenizer=self.tokenizer)
 
     def encode(self, records: Sequence[Any], *, max_prompt: int | None = None, max_response: int | None = None) -> tuple[Rows, Counts]:
         """`tokens.encode` with this policy's tokenizer."""
