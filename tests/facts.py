@@ -28,6 +28,7 @@ class Facts:
     swap: bool = False  #     columns exchanged together with their labels change nothing
     coupled: bool = False  #  the gradient of a row's loss reaches other rows
     smooth: bool = True  #    finite differences give the gradient at any point; False needs a reason beside it
+    beyond: bool = True  #    refuses rows beyond a domain smaller than usual; False needs a reason beside it
 
 
 def gradient(formula: Callable[[Scored], Tensor], s: Scored) -> Tensor:

@@ -105,7 +105,7 @@ def test_loss_and_gradient_are_finite_at_the_borders_of_the_declared_domain(fact
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_beyond_a_domain_that_is_smaller_than_usual_there_is_an_error_that_names_the_rows(facts: Facts, dtype: torch.dtype) -> None:
     """Never an infinity, never a silent clamp. The chosen response falls, which is where the exponentials are."""
-    if needs_of(facts.method.objective).domain >= 1000:
+    if needs_of(facts.method.objective).domain >= 1000 or not facts.beyond:
         return
     s = data(facts, 3)
     ratio = torch.zeros(s.logp.shape, dtype=dtype)
@@ -129,8 +129,8 @@ def test_the_winner_is_pulled_up_and_the_loser_is_not(facts: Facts) -> None:
         elif s.rows.desirable is not None:
             labelled = pull[:, : trained_columns(s)]
             winner, loser = labelled[s.rows.desirable], labelled[~s.rows.desirable]
-        else:
-            winner, loser = pull[:, 0], pull[:, 1:]
+        else:  # a list's middle may go either way; what stands behind a pair is no loser of it
+            winner, loser = pull[:, 0], pull[:, -1:] if needs_of(objective).columns == "K" else pull[:, 1:2]
         assert (winner < 0).all()
         assert (loser > 0).all()
 
@@ -184,7 +184,7 @@ def test_rows_in_another_order_give_the_same_losses_in_that_order(facts: Facts) 
 def test_other_rows_matter_only_where_it_is_declared_and_never_for_the_gradient(facts: Facts) -> None:
     s = data(facts)
     moved = s.logp.detach().clone()
-    moved[1:] += 5.0
+    moved[1:] += torch.linspace(12, 5, moved.shape[1])  # also where only the gap within a row counts
     here, there = facts.method.objective(s).row, facts.method.objective(at(s, moved)).row
     assert bool(here[0] != there[0]) == needs_of(facts.method.objective).batch
     leaves = [x for x in (s.logp, s.segment_logp, *s.heads.values()) if x is not None]
