@@ -7,6 +7,7 @@ P[i, j]. Results are log-probabilities [..., n]; P and log mu as in `nash`. Pair
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -67,6 +68,72 @@ def dpo_optimum(P: Tensor, log_mu: Tensor, beta: float, *, law: Tensor | None = 
         torch.zeros(W.shape[:-1], dtype=W.dtype),
     )
     return torch.log_softmax(log_mu + v / beta, -1)
+
+
+def divergence_optimum(reward: Tensor, log_mu: Tensor, beta: float, divergence: str, alpha: float | None = None) -> Tensor:
+    """argmax_p E_p[reward] - beta D_f(p || mu) = mu f'^-1((reward - c) / beta), with the c that normalises it, in logs [..., n].
+
+    Where DPO under an f-divergence ends when labels are Bradley-Terry in this reward.
+
+    log u = log f'^-1(x) for u = p / mu, with f'(1) = 0:
+    reverse_kl  x                        forward_kl  -log(1 - x), x < 1
+    js          x - log(2 - e^x), x < log 2          alpha  -log(1 - alpha x) / alpha, x < 1 / alpha
+    Limits  alpha -> 0: reverse_kl, which is `rlhf_optimum`; alpha -> 1: forward_kl
+    Source  arXiv:2309.16240, theorem 1 (alpha as there)
+    """
+    _positive(beta)
+    if divergence not in INVERSES:
+        raise PreftuneError(f"divergence is {divergence!r}, needed one of {', '.join(INVERSES)}")
+    if (alpha is None) == (divergence == "alpha") or (alpha is not None and not 0 < alpha < 1):
+        raise PreftuneError(f"alpha is {alpha} with {divergence}, needed a number in (0, 1) for divergence='alpha' and none for the others")
+    log_u, highest = INVERSES[divergence](1.0 if alpha is None else alpha)
+    x = reward / beta
+    top = x.amax(-1, keepdim=True)
+    return _normalised(lambda t: log_mu + log_u(x + t), -top, torch.minimum(highest - top, -x.amin(-1, keepdim=True)))
+
+
+# alpha -> (log f'^-1 as a function of x, the x below which it is finite)
+INVERSES: dict[str, Callable[[float], tuple[Callable[[Tensor], Tensor], Tensor]]] = {
+    "reverse_kl": lambda _: (lambda x: x, torch.tensor(math.inf, dtype=torch.float64)),
+    "forward_kl": lambda _: (lambda x: -torch.log1p(-x), torch.tensor(1.0, dtype=torch.float64)),
+    "js": lambda _: (lambda x: x - torch.log(2 - torch.exp(x)), torch.tensor(math.log(2), dtype=torch.float64)),
+    "alpha": lambda alpha: (lambda x: -torch.log1p(-alpha * x) / alpha, torch.tensor(1 / alpha, dtype=torch.float64)),
+}
+
+
+def per_token_optimum(reward: Tensor, log_mu: Tensor, length: Tensor, beta: float) -> Tensor:
+    """log mu + length (reward / beta + c), normalised: where losses of per-token means end under Bradley-Terry labels, [..., n].
+
+    With log mu = 0 for those without a reference (simpo with gamma 0).
+    Limits  lengths all L: `rlhf_optimum` with beta / L
+    """
+    _positive(beta)
+    x = reward / beta
+    reach = (log_mu.abs().amax() / length.amin() + x.abs().amax() + math.log(length.shape[-1])) + torch.ones_like(x[..., :1])
+    return _normalised(lambda t: log_mu + length * (x + t), -reach, reach)
+
+
+def odds_optimum(reward: Tensor) -> Tensor:
+    """p_i = sigmoid(reward_i + c), normalised: where the odds-ratio term alone ends under Bradley-Terry labels, in logs [..., n].
+
+    The odds p_i / (1 - p_i) are e^reward up to a factor: a response that has most of the mass has larger odds than e^reward says.
+    """
+    reach = reward.abs().amax() + math.log(reward.shape[-1]) + torch.ones_like(reward[..., :1])
+    return _normalised(lambda t: torch.nn.functional.logsigmoid(reward + t), -reach, reach)
+
+
+def _normalised(log_p: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """log_p(t) [..., n], which grows with t [..., 1], at the t whose exponentials sum to one, by bisection; `low` moves down as needed."""
+
+    def below(t: Tensor) -> Tensor:  # a sum that is infinite or undefined lies beyond what log_p is finite for
+        return torch.logsumexp(log_p(t), -1, keepdim=True) < 0
+
+    while not below(low).all():
+        low = torch.where(below(low), low, 2 * low - high - 1)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = torch.where(below(middle), middle, low), torch.where(below(middle), high, middle)
+    return torch.log_softmax(log_p(low), -1)
 
 
 def _positive(beta: float) -> None:
