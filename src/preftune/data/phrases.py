@@ -99,7 +99,7 @@ def ranked(text: str) -> tuple[tuple[Span, ...], tuple[tuple[int, ...], ...]]:
         words = [match.span() for match in re.finditer(r"\S", text)]
     count = min(PIECES, len(words))
     cuts = [len(words) * piece // count for piece in range(count + 1)] if count else []
-    return tuple(words), tuple(tuple(range(a, b)) for a, b in reversed(list(zip(cuts, cuts[1:], strict=False))))
+    return tuple(words), tuple(tuple(reversed(range(a, b))) for a, b in reversed(list(zip(cuts, cuts[1:], strict=False))))
 
 
 def without(text: str, spans: Sequence[Span]) -> str:

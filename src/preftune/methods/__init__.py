@@ -26,6 +26,7 @@ from .rpo import rpo, rpo_avg
 from .sft import sft
 from .simpo import simpo
 from .slic import slic
+from .spo_degree import spo_degree
 from .sppo import sppo
 from .sppo_hard import sppo_hard
 from .tr_dpo import tr_dpo
@@ -59,6 +60,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "discopop": discopop,
     "aot": aot,
     "aot-unpaired": aot_unpaired,
+    "spo-degree": spo_degree,
 }
 
 ALIASES = {"robust-dpo": "rdpo", "extragradient": "egpo", "nll": "sft"}
