@@ -11,21 +11,24 @@ from .reference import none
 from .types import LABELS, Head, Method, Needs, PreftuneError, Rows, Scored, needs_of
 
 
+ROWS = 8  # enough for an objective with a flat region to show a slope somewhere
+
+
 def probe(method: Method) -> None:
     """Check shape [B], finite values, a gradient into logp and none into ref_logp; raises PreftuneError otherwise."""
     declared = needs_of(method.objective)
-    scored = random_scored(declared, rows=2, heads=method.heads)
+    scored = random_scored(declared, ROWS, heads=method.heads)
     name = getattr(method.objective, "func", method.objective)
     name = getattr(name, "__name__", repr(name))
     if declared.reference and method.reference is none:
         raise PreftuneError(f"{name} reads ref_logp, but the method keeps no reference; use reference=frozen or a reference-free objective")
     with torch.enable_grad():
         loss = method.objective(scored)
-        if tuple(loss.row.shape) != (2,):
+        if tuple(loss.row.shape) != (ROWS,):
             shape = tuple(loss.row.shape)
-            raise PreftuneError(f"{name} returned a loss of shape {shape} for 2 rows, needed [2]; do not reduce over the batch")
+            raise PreftuneError(f"{name} returned a loss of shape {shape} for {ROWS} rows, needed [{ROWS}]; do not reduce over the batch")
         if not torch.isfinite(loss.row).all():
-            raise PreftuneError(f"{name} returned {loss.row.tolist()} on two ordinary rows, needed finite values")
+            raise PreftuneError(f"{name} returned {loss.row.tolist()} on ordinary rows, needed finite values")
         if not loss.row.requires_grad:
             raise PreftuneError(f"no gradient of {name} reaches logp; needed a loss that depends on it; is there a detach too many?")
         frozen = [x for x in (scored.ref_logp, scored.segment_ref_logp) if x is not None]
