@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..types import Method
+from .alphapo import alphapo
 from .aot import aot, aot_unpaired
 from .apo import apo_down, apo_zero
 from .apo_zero_unpaired import apo_zero_unpaired
+from .arpo import arpo
+from .asft import asft
 from .bco import bco
 from .bco_pair import bco_pair
+from .cpo import cpo
 from .discopop import discopop
 from .dpo import dpo
 from .egpo import egpo
@@ -18,9 +22,13 @@ from .f_dpo import f_dpo
 from .hinge import hinge
 from .ipo import ipo, ipo_avg
 from .kto import kto
+from .lipo import lipo
+from .list_mle import list_mle
+from .list_softmax import list_softmax
 from .nca import nca
 from .online_ipo import online_ipo
 from .orpo import orpo
+from .pair_logistic import pair_hinge, pair_logistic
 from .rdpo import rdpo
 from .rpo import rpo, rpo_avg
 from .sft import sft
@@ -29,7 +37,9 @@ from .slic import slic
 from .spo_degree import spo_degree
 from .sppo import sppo
 from .sppo_hard import sppo_hard
+from .tpo import tpo
 from .tr_dpo import tr_dpo
+from .triple_po import triple_po
 
 METHODS: dict[str, Callable[..., Method]] = {
     "sft": sft,
@@ -61,6 +71,17 @@ METHODS: dict[str, Callable[..., Method]] = {
     "aot": aot,
     "aot-unpaired": aot_unpaired,
     "spo-degree": spo_degree,
+    "cpo": cpo,
+    "asft": asft,
+    "alphapo": alphapo,
+    "arpo": arpo,
+    "triple-po": triple_po,
+    "lipo": lipo,
+    "list-mle": list_mle,
+    "list-softmax": list_softmax,
+    "pair-logistic": pair_logistic,
+    "pair-hinge": pair_hinge,
+    "tpo": tpo,
 }
 
 ALIASES = {"robust-dpo": "rdpo", "extragradient": "egpo", "nll": "sft"}

@@ -1,0 +1,240 @@
+"""Objectives of a list of K responses with grades, K of any size: DPO's relatives from learning to rank.
+
+All read s_i = beta logratio_i and grades psi_i [B, K], higher is better: the rows' `score` divided by `unit`, or, where rows
+are ranked without scores, the share of the list that stands below, (K-1-k) / (K-1). Only the order of the grades matters
+to the pair losses and to `list_mle`. Equal grades make no pair. Responses that are not `present` take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, relu
+
+from ..numerics import logsigmoid, positive
+from ..types import Loss, PreftuneError, Scored, needs
+from .pairwise import PULL
+
+T = TypeVar("T")
+Ranks = Literal["model", "labels"]
+Reduction = Literal["sum", "mean"]
+LIST = dict(columns="K", labels=("ranked",), optional=("score",))
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Graded scores of B lists: what every listwise loss is a function of. No text in it: images have s and psi too."""
+
+    s: Tensor  #     [B, K] the model's scores
+    psi: Tensor  #   [B, K] grades, 0 where absent
+    here: Tensor  #  [B, K] bool, takes part
+
+    @property
+    def gap(self) -> Tensor:
+        """s_i - s_j [B, K, K]."""
+        return self.s[:, :, None] - self.s[:, None, :]
+
+    @property
+    def better(self) -> Tensor:
+        """Is (i, j) a pair with psi_i > psi_j, bool [B, K, K]."""
+        return (self.psi[:, :, None] > self.psi[:, None, :]) & self.here[:, :, None] & self.here[:, None, :]
+
+    def over_pairs(self, loss: Tensor, reduction: Reduction) -> Tensor:
+        """[B]: sum or mean of loss [B, K, K] over the pairs with psi_i > psi_j; 0 in a list without any."""
+        total, pairs = torch.where(self.better, loss, 0.0).sum((1, 2)), self.better.sum((1, 2))
+        return choose("reduction", {"sum": total, "mean": total / pairs.clamp(min=1)}, reduction)
+
+    def over_responses(self, loss: Tensor) -> Tensor:
+        """[B]: mean of loss [B, K] over the responses that are present."""
+        return torch.where(self.here, loss, 0.0).sum(1) / self.here.sum(1).clamp(min=1)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Scores of the best and of the worst graded response, their margin, and the share of the pairs in the right order."""
+        s = self.s.detach()
+        best, worst = self.extreme(1), self.extreme(-1)
+        chosen, rejected = s.gather(1, best)[:, 0], s.gather(1, worst)[:, 0]
+        right = self.over_pairs((self.gap.detach() > 0).to(s.dtype), "mean")
+        return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected, "accuracy": right}
+
+    def extreme(self, sign: int) -> Tensor:
+        """Column of the highest (1) or lowest (-1) grade, [B, 1]; the first of equal ones."""
+        return torch.where(self.here, sign * self.psi, -torch.inf).argmax(1, keepdim=True)
+
+
+def choose(name: str, table: Mapping[str, T], value: str) -> T:
+    """The entry of a table of options."""
+    if value not in table:
+        raise PreftuneError(f"{name} is {value!r}, needed one of {', '.join(table)}")
+    return table[value]
+
+
+def graded(s: Scored, scores: Tensor, unit: float = 1.0) -> Graded:
+    """The rows' grades beside the model's scores [B, K]."""
+    positive("unit", unit, "grades are scores divided by it")
+    rows = s.rows
+    here = torch.ones_like(scores, dtype=torch.bool) if rows.present is None else rows.present.to(scores.device)
+    if rows.score is None and not rows.ranked:
+        raise PreftuneError("the rows have neither scores nor an order, needed one of them; give scores, or responses best first")
+    if rows.score is None:
+        below = here.flip(1).cumsum(1).flip(1) - 1  # responses that stand behind k
+        return Graded(scores, torch.where(here, below / (here.sum(1, keepdim=True) - 1).clamp(min=1), 0.0).to(scores), here)
+    psi = torch.where(here, rows.score.to(scores), 0.0) / unit
+    if not torch.isfinite(psi).all():
+        bad = (~torch.isfinite(psi)).any(1).nonzero().flatten().tolist()
+        raise PreftuneError(
+            f"rows {[rows.id[i] for i in bad[:10]]} have a response without a finite score, needed one for each response that is present; "
+            "score it, or leave the row out"
+        )
+    return Graded(scores, psi, here)
+
+
+def rank(values: Tensor, here: Tensor) -> Tensor:
+    """1-based ranks of values [B, K], highest first, among those present; equal values in the order of their columns."""
+    order = torch.where(here, values.detach(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1) + 1
+
+
+def lambda_rows(x: Graded, *, ranks: Ranks, reduction: Reduction) -> Tensor:
+    """LambdaLoss [B]: logistic loss of every pair, weighed by what exchanging the two would change in the list's gain."""
+    by: dict[str, Callable[[], Tensor]] = {"model": lambda: rank(x.s, x.here), "labels": lambda: rank(x.psi, x.here)}
+    gain, discount = torch.exp2(x.psi), 1 / torch.log1p(choose("ranks", by, ranks)().to(x.s))
+    if not torch.isfinite(gain).all():
+        raise PreftuneError(f"a grade of {float(x.psi.max()):g} has the gain 2^psi, beyond {x.s.dtype}; needed smaller grades; raise unit")
+    delta = (gain[:, :, None] - gain[:, None, :]).abs() * (discount[:, :, None] - discount[:, None, :]).abs()
+    return x.over_pairs(-delta * logsigmoid(x.gap), reduction)
+
+
+def plackett_luce(x: Graded) -> Tensor:
+    """-log P(order) [B] when the best is drawn by softmax(s), then the best of the rest, and so on; equal grades by Breslow.
+
+    sum_i log sum_{j: psi_j <= psi_i} e^(s_j - s_i): a response is drawn from all that are not graded above it.
+    """
+    rest = (x.psi[:, None, :] <= x.psi[:, :, None]) & x.here[:, None, :] & x.here[:, :, None]
+    rest = rest & ~torch.eye(x.s.shape[1], dtype=torch.bool, device=x.s.device)
+    some = rest.any(2)  # the last response is certain
+    others = torch.where(rest | ~some[:, :, None], -x.gap, -torch.inf).logsumexp(2)
+    return torch.where(some, -logsigmoid(-others), 0.0).sum(1)  # log(1 + e^others) keeps its accuracy in both tails
+
+
+@needs(**LIST)
+def lipo(s: Scored, *, beta: float = 0.05, ranks: Ranks = "model", reduction: Reduction = "sum", unit: float = 1.0) -> Loss:
+    """LiPO-lambda: pairs of the list, weighed by the change in discounted gain if the two exchanged places.
+
+    loss = -sum_{psi_i > psi_j} |2^psi_i - 2^psi_j| |1 / ln(1 + tau_i) - 1 / ln(1 + tau_j)| logsigmoid(s_i - s_j)
+
+    ranks      tau = 1, 2, ..: "model" by the current s, highest first, anew at every step; "labels" by psi, a constant weight
+    reduction  "sum" over pairs, which grows as K^2, or their "mean"
+    unit       psi = score / unit; marks of 0 to 10 are steep gains (2^10), a unit of 10 makes them nearly linear
+
+    Reads   logratio [B, K], grades (see above); the weights carry no gradient
+    Limits  K = 2, psi = (1, 0): 0.532456 = 1 / ln 2 - 1 / ln 3 times dpo; weights all 1: `pair_logistic`
+            at the reference all s tie: the columns' order then decides tau, under "labels" the grades do
+    Not     the sum with a minus in some transcriptions, which is to be maximised; nor ranks from 0, which divide by ln 1
+    Source  arXiv:2402.01878 (LiPO-lambda); ranks="labels": arXiv:2410.18013 eq. 5-7 (RankDPO)
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio, unit)
+    return Loss(lambda_rows(x, ranks=ranks, reduction=reduction), x.metrics())
+
+
+@needs(**LIST)
+def list_mle(s: Scored, *, beta: float = 0.05) -> Loss:
+    """ListMLE: the likelihood of the whole order under Plackett-Luce, DPO's K-wise form.
+
+    loss = -sum_k [s_(k) - log sum_{l >= k} e^s_(l)],   (k) the responses by falling grade
+
+    Limits  K = 2 is dpo. Equal grades: Breslow's likelihood, every one of them drawn from all that are not graded above it;
+            a list of equal grades only pulls its scores together
+    Source  arXiv:2305.18290 app. A.3 (DPO under Plackett-Luce); ListMLE: Xia et al., ICML 2008
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio)
+    return Loss(plackett_luce(x), x.metrics())
+
+
+@needs(**LIST)
+def list_softmax(s: Scored, *, beta: float = 0.05, alpha: float | None = None) -> Loss:
+    """Softmax cross-entropy of the list: the scores' softmax imitates the grades.
+
+    loss = -sum_i t_i log softmax(s)_i,   t = psi / sum psi;  with alpha: t = softmax(psi / alpha), which is InfoNCA
+
+    Limits  K = 2, psi = (1, 0): dpo; alpha -> 0: all weight on the best. Optimum softmax(s) = t, at which the loss is t's entropy
+    Not     grades below 0 without alpha: they are no shares
+    Source  arXiv:2402.01878 (softmax, ListNet's top-one form); alpha: arXiv:2402.05369 (InfoNCA)
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio)
+    if alpha is not None:
+        positive("alpha", alpha, "it is the temperature of the grades")
+        target = torch.where(x.here, x.psi / alpha, -torch.inf).softmax(1)
+    else:
+        if (x.psi < 0).any() or not (x.psi.sum(1) > 0).all():
+            bad = ((x.psi < 0).any(1) | ~(x.psi.sum(1) > 0)).nonzero().flatten().tolist()
+            raise PreftuneError(
+                f"the grades of rows {[s.rows.id[i] for i in bad[:10]]} are no shares of a whole, needed numbers >= 0 that are not all 0; "
+                "give alpha, which makes them a softmax"
+            )
+        target = x.psi / x.psi.sum(1, keepdim=True)
+    own = torch.where(x.here, x.s, -torch.inf).log_softmax(1)
+    return Loss(-(target * torch.where(x.here, own, 0.0)).sum(1), x.metrics())
+
+
+@needs(**LIST)
+def pair_logistic(s: Scored, *, beta: float = 0.05, reduction: Reduction = "mean") -> Loss:
+    """Logistic loss over all pairs of the list with different grades: RankNet.
+
+    loss = mean_{psi_i > psi_j} -logsigmoid(s_i - s_j)
+
+    Limits  K = 2 is dpo
+    Source  arXiv:2402.01878 (pair-logistic); RankNet: Burges et al., ICML 2005
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio)
+    return Loss(x.over_pairs(-logsigmoid(x.gap), reduction), x.metrics())
+
+
+@needs(**LIST)
+def pair_hinge(s: Scored, *, beta: float = 0.05, reduction: Reduction = "mean") -> Loss:
+    """Hinge loss over all pairs of the list with different grades.
+
+    loss = mean_{psi_i > psi_j} max(0, 1 - (s_i - s_j))
+
+    Limits  K = 2 is the hinge of a pair; pairs in order by more than 1 / beta nats pull nothing
+    Source  arXiv:2402.01878 (pair-hinge)
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio)
+    return Loss(x.over_pairs(relu(1 - x.gap), reduction), x.metrics())
+
+
+@needs(**LIST)
+def pointwise_mse(s: Scored, *, beta: float = 0.05, unit: float = 1.0) -> Loss:
+    """Regress every score on its grade.
+
+    loss = mean_i (s_i - psi_i)^2
+
+    Limits  0 at logratio = psi / beta; a constant added to all log-ratios changes the loss, unlike in the losses of pairs
+    Source  arXiv:2402.01878 (point-mse)
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio, unit)
+    return Loss(x.over_responses((x.s - x.psi) ** 2), x.metrics())
+
+
+@needs(**LIST)
+def pointwise_sigmoid(s: Scored, *, beta: float = 0.05, unit: float = 1.0) -> Loss:
+    """Classify every response, its grade in [0, 1] being the probability that it is good.
+
+    loss = mean_i [-psi_i logsigmoid(s_i) - (1 - psi_i) logsigmoid(-s_i)]
+
+    Limits  optimum s_i = logit(psi_i); ln 2 at the reference
+    Source  arXiv:2402.01878 (point-sigmoid)
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio, unit)
+    if ((x.psi < 0) | (x.psi > 1)).any():
+        raise PreftuneError(f"grades lie in [{float(x.psi.min()):g}, {float(x.psi.max()):g}], needed [0, 1]; choose unit accordingly")
+    return Loss(x.over_responses(-logsigmoid(x.s) + (1 - x.psi) * x.s), x.metrics())
