@@ -103,6 +103,10 @@ class GradientLearner:
         weight = torch.ones_like(row) if rows.weight is None else rows.weight.to(row)
         return {"loss": float((weight * row).sum() / total), **_means(losses), **drift(scored), "grad_norm": norm, "lr": lr}
 
+    def micro(self, rows: Rows) -> Iterator[Rows]:
+        for start in range(0, len(rows), self.micro_batch):
+            yield rows.take(range(start, min(start + self.micro_batch, len(rows))))
+
     # --- how the gradient is made ---
 
     def score(self, rows: Rows) -> Scored:
@@ -118,18 +122,14 @@ class GradientLearner:
     @torch.no_grad()
     def measure(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
         """Scores and losses without gradients, micro-batch by micro-batch; as one where the objective couples the batch."""
-        scored = [self.score(part) for part in self._micro(rows)]
+        scored = [self.score(part) for part in self.micro(rows)]
         if self.needs.batch:
             scored = [self._join(rows, scored)]
         return scored, [self.method.objective(s) for s in scored]
 
-    def _micro(self, rows: Rows) -> Iterator[Rows]:
-        for start in range(0, len(rows), self.micro_batch):
-            yield rows.take(range(start, min(start + self.micro_batch, len(rows))))
-
     def _backward(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
         """Adds the gradient of sum(weight * row) to the parameters; returns what was scored, without graphs."""
-        micro = list(self._micro(rows))
+        micro = list(self.micro(rows))
         if self.needs.batch and len(micro) > 1:
             return self._backward_whole(rows, micro)
         scored, losses = [], []

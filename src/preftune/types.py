@@ -377,6 +377,9 @@ class Learner(Protocol):
     def descend(self, rows: Rows) -> Metrics:
         """One optimiser step on the method's objective over `rows`."""
 
+    def micro(self, rows: Rows) -> Iterator[Rows]:
+        """The rows in the parts that one forward pass takes."""
+
 
 Update = Callable[[Learner, RowsAgainst], Metrics]
 Reference = Callable[[Roles], Roles]

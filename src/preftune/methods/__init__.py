@@ -13,6 +13,8 @@ from .arpo import arpo
 from .asft import asft
 from .bco import bco
 from .bco_pair import bco_pair
+from .c_advipo import c_advipo
+from .c_advul import c_advul
 from .cpo import cpo
 from .discopop import discopop
 from .dpo import dpo
@@ -82,6 +84,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pair-logistic": pair_logistic,
     "pair-hinge": pair_hinge,
     "tpo": tpo,
+    "c-advipo": c_advipo,
+    "c-advul": c_advul,
 }
 
 ALIASES = {"robust-dpo": "rdpo", "extragradient": "egpo", "nll": "sft"}

@@ -20,7 +20,7 @@ import torch
 
 from ...types import Key, PreftuneError, Rows, Scored, Want
 from .logprob import Measured, assemble, engine, pairs_of
-from .tokens import Tokens, token_digest
+from .tokens import Shifted, Tokens, token_digest
 
 if TYPE_CHECKING:
     from .model import TextPolicy
@@ -166,13 +166,14 @@ class CachedReference:
 
     @torch.no_grad()
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
-        """As TextPolicy.score, without gradient. The cache holds log-probs: what else is wanted is computed."""
-        if {"states", "collision"} & set(wants):
+        """As TextPolicy.score, without gradient. The cache holds log-probs of clean prompts: all else is computed."""
+        pairs = pairs_of(rows, self.policy.bos, frozen=True)
+        clean = [(prompt, response) for prompt, response in pairs if not isinstance(prompt, Shifted)]
+        if {"states", "collision"} & set(wants) or len(clean) < len(pairs):
             return self.policy.score(rows, wants)
-        pairs = pairs_of(rows, self.policy.bos)
-        keys = self.keys(pairs)
+        keys = self.keys(clean)
         known = self.cache.get(keys)
-        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
+        missing = {key: pair for key, pair in zip(keys, clean, strict=True) if key not in known}
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
         if missing:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...types import Key, PreftuneError, Rows
-from .tokens import TextResponses, Tokens
+from .tokens import Shifted, TextResponses, Tokens
 
 if TYPE_CHECKING:
     from .model import TextPolicy
@@ -41,6 +41,8 @@ def generate(
             f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, top_k={top_k}, top_p={top_p}; "
             "needed are n and max_new_tokens from 1, temperature and top_k from 0, 0 < top_p <= 1; correct the value"
         )
+    if any(isinstance(p, Shifted) for p in rows.prompt):
+        raise PreftuneError("responses to prompts with moved embeddings were asked for; only scoring knows them; sample before perturbing")
     prompts = [tuple(p) or ((policy.bos,) if policy.bos is not None else ()) for p in rows.prompt]
     for name, prompt in zip(rows.id, prompts, strict=True):
         if not prompt:

@@ -26,7 +26,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from ...types import PreftuneError, Rows, Scored, Want
-from .tokens import Tokens
+from .tokens import Pair, Prompt, Shifted, Tokens
 
 CHUNK = 1 << 24  # logits that the head makes at a time: 64 MiB in float32
 PROBE = 24  #      tokens of the sequence that checks the cuts of a model
@@ -128,6 +128,7 @@ class Network(nn.Module):
         self.store = Store(trunk_bytes)
         self.last: tuple[Tokens, KeyValues] | None = None  # the trunk's keys and values of the latest prompt
         self.exact_target = False
+        self.embeddings_work = False  #        known to take the place of ids
         self.width = 0  #                      d of the last hidden state
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.layout_note = f"{layout}, as asked"
@@ -287,27 +288,29 @@ class Network(nn.Module):
 
     # --- hidden states ----------------------------------------------------------------------------------------------
 
-    def hidden(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+    def hidden(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Hidden states [T_i, d] that predict the T_i tokens of each response; the last prompt position predicts the first."""
         self.mode()
         return self.hidden_shared(pairs) if self.layout == "shared" else self.hidden_padded(pairs)
 
-    def hidden_shared(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+    def hidden_shared(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Each distinct prompt once, its responses behind it. What is fed of a response is all but the last token."""
         out: list[Tensor] = [torch.empty(0)] * len(pairs)
-        by_prompt: dict[Tokens, list[int]] = {}
+        by_prompt: dict[Prompt, list[int]] = {}
         for i, (prompt, _) in enumerate(pairs):
             by_prompt.setdefault(prompt, []).append(i)
         for prompt, members in by_prompt.items():
             responses = [pairs[i][1] for i in members]
-            if self.cut:
+            decoder, first, name, begin = self.parts["decoder"], 0, "input_ids", "input_ids"
+            if isinstance(prompt, Shifted):  # what is kept of the trunk belongs to the clean prompt
+                start, bodies, begin = self.embedded(prompt), [self.ids(response[:-1]) for response in responses], "inputs_embeds"
+            elif self.cut:
                 start, bodies = self.trunk_shared(prompt, responses)
-                decoder, name = self.parts["top"], "inputs_embeds"
+                decoder, first, name, begin = self.parts["top"], self.cut, "inputs_embeds", "inputs_embeds"
             else:
                 start, bodies = self.ids(prompt), [self.ids(response[:-1]) for response in responses]
-                decoder, name = self.parts["decoder"], "input_ids"
-            state, kv = self.run_prompt(decoder, self.cut, **{name: start[None]})
-            after = self.follow(decoder, self.cut, kv, name, bodies, self.tokens_per_batch)
+            state, kv = self.run_prompt(decoder, first, **{begin: start[None]})
+            after = self.follow(decoder, first, kv, name, bodies, self.tokens_per_batch)
             for i, body in zip(members, after, strict=True):
                 out[i] = state[-1:] if body is None else torch.cat([state[-1:], body])
         return out
@@ -342,15 +345,18 @@ class Network(nn.Module):
                 self.store.put((prompt, response), known[response])  # type: ignore[arg-type]
         return start, [known[response] for response in responses]  # type: ignore[misc]
 
-    def hidden_padded(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+    def hidden_padded(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Whole sequences in padded batches."""
         out: list[Tensor] = [torch.empty(0)] * len(pairs)
         for group in groups([len(prompt) + len(response) - 1 for prompt, response in pairs], self.tokens_per_batch):
-            chosen = [pairs[i] for i in group]
-            if self.cut:
-                states = self.run_padded(self.parts["top"], "inputs_embeds", self.trunk_padded(chosen))
+            clean = [(p, r) for p, r in (pairs[i] for i in group) if not isinstance(p, Shifted)]
+            if len(clean) < len(group):
+                moved = [torch.cat([self.embedded(p), self.embedded(r[:-1])]) for p, r in (pairs[i] for i in group)]
+                states = self.run_padded(self.parts["decoder"], "inputs_embeds", moved)
+            elif self.cut:
+                states = self.run_padded(self.parts["top"], "inputs_embeds", self.trunk_padded(clean))
             else:
-                states = self.run_padded(self.parts["decoder"], "input_ids", [self.ids(p + r[:-1]) for p, r in chosen])
+                states = self.run_padded(self.parts["decoder"], "input_ids", [self.ids(p + r[:-1]) for p, r in clean])
             for i, state in zip(group, states, strict=True):
                 out[i] = state[len(pairs[i][0]) - 1 :]
         return out
@@ -367,6 +373,40 @@ class Network(nn.Module):
                 known[pair] = state
                 self.store.put(pair, state)
         return [known[pair] for pair in pairs]  # type: ignore[misc]
+
+    def embedded(self, prompt: Prompt) -> Tensor:
+        """Embeddings [P, d], moved where the prompt is; in the embeddings' own precision, which bounds how small a move can be."""
+        if not isinstance(prompt, Shifted):
+            return self.lm.get_input_embeddings()(self.ids(prompt))  # type: ignore[no-any-return]
+        clean = self.embedded(prompt.tokens)
+        return (clean.float() + prompt.offset.to(clean.device)).to(clean.dtype)
+
+    def check_embeddings(self) -> None:
+        """Embeddings in place of ids must give the same states, and a gradient must come back to them. Asked once."""
+        if self.embeddings_work:
+            return
+        ids = self.probe()[0]
+        moved = Shifted(tuple(ids.tolist()), torch.zeros(PROBE, self.embedded((0,)).shape[1], device=self.device, requires_grad=True))
+        with torch.enable_grad(), self.autocast():
+            self.mode()
+            theirs = self.run_padded(self.parts["decoder"], "input_ids", [ids])[0]
+            ours = self.run_padded(self.parts["decoder"], "inputs_embeds", [self.embedded(moved)])[0]
+            same = close(ours.detach(), theirs.detach())
+            slope = torch.autograd.grad(ours[-1, 0].float(), moved.offset, allow_unused=True)[0] if ours.requires_grad else None
+        if not same or slope is None or not slope.any():
+            what = "its decoder reads more of a token than its embedding" if not same else "no gradient comes back to its embeddings"
+            raise PreftuneError(
+                f"the embeddings of {type(self.lm).__name__} cannot be moved: {what}; a decoder that takes inputs_embeds and passes "
+                "gradients on is needed; use another architecture, or load it without quantisation"
+            )
+        self.embeddings_work = True
+
+    @torch.no_grad()
+    def embedding_scale(self) -> float:
+        """mean_v ||E_v||_2 over the rows of the embedding table, as the decoder receives them."""
+        table = self.lm.get_input_embeddings()
+        ids = torch.arange(table.weight.shape[0], device=self.device)
+        return float(torch.cat([table(part).float().norm(dim=1).cpu() for part in ids.split(8192)]).double().mean())
 
     def ids(self, tokens: Tokens) -> Tensor:
         """[T] int64 on the device."""
@@ -408,7 +448,7 @@ class Network(nn.Module):
         """Whether a gradient may flow into the head's weights."""
         return any(p.requires_grad for p in self.lm.get_output_embeddings().parameters())
 
-    def measure(self, pairs: Sequence[tuple[Tokens, Tokens]], *, states: bool = False, collision: bool = False) -> Measured:
+    def measure(self, pairs: Sequence[Pair], *, states: bool = False, collision: bool = False) -> Measured:
         """Per-token log-probabilities of each response given its prompt, and what is asked for besides."""
         if not pairs:
             return Measured([], [], [])
@@ -424,7 +464,7 @@ class Network(nn.Module):
         logp, second = self.head_logp(torch.cat(hidden), targets, collision)
         return Measured(list(logp.split(lengths)), at, None if second is None else list(second.split(lengths)))
 
-    def token_logps(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+    def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per-token log-probabilities float32 [T_i] of each response given its prompt."""
         return self.measure(pairs).logp
 
@@ -478,11 +518,18 @@ def present_pairs(rows: Rows) -> list[tuple[int, int]]:
     return [(b, k) for b in range(len(rows)) for k in range(width) if here[b][k]]
 
 
-def pairs_of(rows: Rows, bos: int | None) -> list[tuple[Tokens, Tokens]]:
-    """(prompt, response) of every response that exists, checked."""
+def felt(prompt: Any, frozen: bool) -> Prompt:
+    """A prompt as a policy feels it: a frozen one only such offsets as are meant for it too."""
+    if isinstance(prompt, Shifted):
+        return prompt.tokens if frozen and not prompt.everywhere else prompt
+    return tuple(prompt)
+
+
+def pairs_of(rows: Rows, bos: int | None, frozen: bool = False) -> list[Pair]:
+    """(prompt, response) of every response that exists, checked; `frozen` says whose pairs they are."""
     pairs = []
     for b, k in present_pairs(rows):
-        prompt, response = tuple(rows.prompt[b]), rows.response.tokens[b][k]
+        prompt, response = felt(rows.prompt[b], frozen), rows.response.tokens[b][k]
         if not response:
             raise PreftuneError(
                 f"row {rows.id[b]}, response {k} has no tokens; a response holds at least its end of turn; encode it with `encode`"

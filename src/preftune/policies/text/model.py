@@ -20,7 +20,7 @@ from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import cache_folder
 from .generate import generate
 from .logprob import Network, assemble, pairs_of
-from .tokens import Counts, TextResponses, Tokens, encode, end_of_turn, token_ids
+from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, token_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,7 +62,7 @@ class TextPolicy:
         Heads and "states" read the hidden states at the response's own tokens, end of turn included and prompt never.
         """
         states = bool(self.heads) or "states" in wants
-        found = self.run(self.network.measure, pairs_of(rows, self.bos), states=states, collision="collision" in wants)
+        found = self.run(self.network.measure, self.pairs(rows), states=states, collision="collision" in wants)
         outputs = {name: head(found.states) for name, head in self.heads.items()}  # outside of autocast: they are float32
         return assemble(rows, found, wants, outputs)
 
@@ -77,11 +77,15 @@ class TextPolicy:
         from .logprob import present_pairs
 
         table = [[torch.empty(0)] * rows.response.shape[1] for _ in range(len(rows))]
-        for (b, k), values in zip(present_pairs(rows), self.token_logps(pairs_of(rows, self.bos)), strict=True):
+        for (b, k), values in zip(present_pairs(rows), self.token_logps(self.pairs(rows)), strict=True):
             table[b][k] = values
         return table
 
-    def token_logps(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+    def pairs(self, rows: Rows) -> list[Pair]:
+        """(prompt, response) of every response that exists."""
+        return pairs_of(rows, self.bos, frozen=self.overlay is not None)
+
+    def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """float32 [T_i] for (prompt, response) pairs of token ids."""
         return self.run(self.network.token_logps, pairs)  # type: ignore[no-any-return]
 
@@ -157,6 +161,39 @@ class TextPolicy:
         for name, p in live.items():
             p.copy_(state[name])
         self.hashed = None
+
+    # --- prompts as points of the embedding space -------------------------------------------------------------------
+
+    def offsets(self, rows: Rows) -> list[Tensor]:
+        """For each row zeros [P, d] float32, one vector for every token of its prompt."""
+        width = self.network.embedded((0,)).shape[1]
+        return [torch.zeros(len(self.words(prompt)), width, device=self.network.device) for prompt in rows.prompt]
+
+    def perturb(self, rows: Rows, offsets: Sequence[Tensor], *, everywhere: bool = False) -> Rows:
+        """The rows with these offsets, and no earlier ones, added to the token embeddings of their prompts.
+
+        A score of such rows is differentiable with respect to the offsets. What is kept of clean prompts (reference log-probs,
+        states of a frozen trunk) is neither read nor written. Frozen copies, references among them, score the clean prompts
+        unless `everywhere` is true.
+        """
+        self.network.check_embeddings()
+        known = self.offsets(rows)
+        if [o.shape for o in offsets] != [o.shape for o in known]:
+            raise PreftuneError(
+                f"offsets of shapes {[tuple(o.shape) for o in offsets]}, needed {[tuple(o.shape) for o in known]}: "
+                "one vector for every token of each prompt; start from `offsets(rows)`"
+            )
+        moved = [Shifted(self.words(prompt), offset, everywhere) for prompt, offset in zip(rows.prompt, offsets, strict=True)]
+        return rows.replace(prompt=moved)
+
+    def embedding_scale(self) -> float:
+        """The mean length of a token's embedding over the vocabulary: what radii of offsets are measured in."""
+        return self.run(self.network.embedding_scale)  # type: ignore[no-any-return]
+
+    def words(self, prompt: Any) -> Tokens:
+        """The token ids of a prompt, moved or not."""
+        tokens = prompt.tokens if isinstance(prompt, Shifted) else tuple(prompt)
+        return tokens if tokens or self.bos is None else (self.bos,)
 
     # --- beyond the protocol ----------------------------------------------------------------------------------------
 

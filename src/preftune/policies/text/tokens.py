@@ -16,6 +16,22 @@ Tokens = tuple[int, ...]
 Counts = dict[str, int]  # rows, responses, joint_differs, prompt_truncated, response_truncated
 
 
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """A prompt whose token embeddings are moved. It equals itself alone, so that nothing kept for its tokens is taken for it."""
+
+    tokens: Tokens
+    offset: Tensor  #           [P, d] float32, added to the embeddings of the tokens
+    everywhere: bool = False  # frozen copies feel the offset too; otherwise they score the clean prompt
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+Prompt = Tokens | Shifted
+Pair = tuple[Prompt, Tokens]  # a prompt and a response to it
+
+
 @dataclass(frozen=True)
 class TextResponses:
     """K ragged token lists for each of B prompts; the end-of-turn token, where there is one, is part of the list.
