@@ -1,0 +1,283 @@
+"""Does knowing degrees of preference help? DPO against DPO with the degree loss, and against its controls, over several seeds.
+
+    OMP_NUM_THREADS=1 python benchmarks/spo_degree.py --out spo_degree.json
+
+dpo        DPO alone
+keyphrases DPO + gamma * degree, copies lose their key phrases (spo-degree as it is)
+random     the same, but copies lose as many words drawn by chance: if this helps as much, key phrases are not what works
+shuffled   the same as keyphrases, but the degrees are dealt out by chance: there is nothing to learn
+
+A language model of 0.9 million weights is trained from scratch on film review sentences (about a minute), then every arm
+starts from it. All texts of the held-out pairs are unseen by model, judge and arms. A seed chooses which training sentences
+meet, their order and the samples. Harsh sentences are preferred. Each text is in one pair, so a bootstrap over pairs is one
+clustered by text; intervals resample seeds and pairs (or samples) together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from preference_term import pair_metrics
+
+from preftune import provenance, training
+from preftune.data import from_rows
+from preftune.data.columns import Record
+from preftune.data.feed import TextFeed
+from preftune.data.ratings import critic_pairs, movie_reviews, texts_of
+from preftune.evaluation import draw
+from preftune.judges.ratings import ratings
+from preftune.log import Log
+from preftune.methods import dpo, spo_degree
+from preftune.objectives import degree, pairwise
+from preftune.policies.text import CachedReference
+from preftune.policies.text import load as load_policy
+from preftune.types import Context, Key, Method, Rows
+
+PROMPT = "Review:"
+PAIRS: dict[str, Any] = {"words": (4, 24), "mean": 1.0, "prompt": PROMPT, "system": None}
+SETTINGS: dict[str, Any] = {"lr": 3e-4, "batch": 16, "micro_batch": 16, "epochs": 1.0, "schedule": "linear", "save_every": 0}
+DECODING: dict[str, Any] = {"max_new_tokens": 32}
+CONTROLS: dict[str, dict[str, Any]] = {"keyphrases": {}, "random": {"remove": "random"}, "shuffled": {"shuffle_degrees": True}}
+VOCABULARY, BASE_STEPS, BASE_BATCH = 2048, 600, 32
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_of(texts: list[str]) -> Any:
+    """A byte-level BPE trained on these texts; <|end|> ends a sentence."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|end|>", "<|pad|>"], initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False)
+
+
+def base_model(texts: list[str], folder: Path, seed: int = 0) -> Path:
+    """A small Llama that has learnt to write such sentences after the prompt, from nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tokenizer_of(texts)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    sentences = [tokenizer(PROMPT + text)["input_ids"][:95] + [0] for text in texts]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    generator = numpy.random.default_rng(seed)
+    for step in range(BASE_STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = 3e-3 * min((step + 1) / 50, (BASE_STEPS - step) / BASE_STEPS)
+        rows = [sentences[i] for i in generator.integers(len(sentences), size=BASE_BATCH)]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [1] * (width - len(row)) for row in rows])
+        loss = model(input_ids=ids, attention_mask=(ids != 1).long(), labels=ids.masked_fill(ids == 1, -100)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    print(f"base model: {sum(p.numel() for p in model.parameters()):,} weights, {BASE_STEPS} steps, loss {loss.item():.2f} nats a token")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
+
+
+def copies(policy: Any, method: Method, feed: TextFeed, seed: int) -> Rows:
+    """The held-out pairs with the copies that the method makes."""
+    return method.collect(Context({"current": policy}, feed.rows(range(len(feed))), key=Key.of(seed).fold("held-out copies")))
+
+
+@torch.no_grad()
+def degree_accuracy(policy: Any, rows: Rows, batch: int = 32) -> list[float]:
+    """Share of a held-out text's versions whose degree the trained head tells, [B]."""
+    parts = (rows.take(range(at, min(at + batch, len(rows)))) for at in range(0, len(rows), batch))
+    return torch.cat([degree.degree(policy.score(part)).metrics["degree_accuracy"] for part in parts]).tolist()
+
+
+def by_length(train: Rows, test: Rows) -> float:
+    """What the number of tokens alone tells of the degree: accuracy of a logistic regression on held-out texts."""
+    from sklearn.linear_model import LogisticRegression
+
+    def table(rows: Rows) -> tuple[numpy.ndarray, numpy.ndarray]:
+        label, length = rows.label("degree"), rows.response.length.double()
+        kept = label >= 0
+        return torch.stack([length[kept], length[kept].log()], 1).numpy(), label[kept].long().numpy()
+
+    return float(LogisticRegression(max_iter=1000).fit(*table(train)).score(*table(test)))
+
+
+def cosine(policy: Any, reference: Any, rows: Rows) -> float:
+    """Between the gradients of the preference loss and of the degree loss on the model's own weights."""
+    s = policy.score(rows)
+    with torch.no_grad():
+        s = type(s)(rows, s.logp, reference.score(rows).logp, s.length, s.heads)
+    trunk = [value for name, value in policy.live().items() if not name.startswith("heads.")]
+    gradients = []
+    for objective in (pairwise.dpo, degree.degree):
+        found = torch.autograd.grad(objective(s).row.sum(), trunk, retain_graph=True, allow_unused=True)
+        gradients.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(trunk, found, strict=True)]))
+    return float(torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0))
+
+
+# --- the comparison -------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--gammas", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument("--samples", type=int, default=128, help="texts drawn from each trained model")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    texts, votes = movie_reviews()
+    judge = ratings("harsh")
+    arms: dict[str, Method] = {"dpo": dpo()}
+    arms |= {f"{name} {gamma:g}": spo_degree(gamma=gamma, **how) for gamma in options.gammas for name, how in CONTROLS.items()}
+    found: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions(), "settings": SETTINGS, "seeds": options.seeds}
+    with tempfile.TemporaryDirectory() as scratch:
+        seen = [*texts_of(texts, "judge").values(), *texts_of(texts, "train").values()]
+        policy = load_policy(base_model(seen, Path(scratch) / "base"), device="cpu")
+        start, reference = policy.state(), CachedReference(policy.reference())
+
+        def feed(part: str, seed: int) -> TextFeed:
+            return TextFeed(from_rows(critic_pairs(texts, votes, part, seed=seed, **PAIRS)), policy.tokenizer, 2)
+
+        held_out = feed("test", 0)
+        prompt = policy.encode([Record("prompt", PROMPT, [])])[0]
+
+        def judged(seed: int, when: str) -> list[float]:
+            drawn = draw(policy, prompt, options.samples, Key.of(seed).fold(when), judge=judge, decoding=DECODING)
+            return drawn.score.ravel().tolist()  # type: ignore[union-attr]
+
+        found |= {"pairs": len(held_out), "before": [judged(seed, "before") for seed in options.seeds], "runs": []}
+        print(f"{len(held_out)} held-out pairs; judge before {numpy.mean(found['before']):+.3f}", flush=True)
+        for seed in options.seeds:
+            pairs = feed("train", seed)
+            for arm, method in arms.items():
+                policy.load(start) if not policy.heads else fresh(policy, start)
+                folder, began = Path(scratch) / f"{arm}-{seed}", time.process_time()
+                folder.mkdir()
+                config = training.TrainConfig(seed=seed, **SETTINGS)
+                outcome = training.run(policy, method, pairs, config, folder, Log(folder, 0, progress=False), reference=reference)
+                run: dict[str, Any] = {"arm": arm, "seed": seed, "steps": outcome.steps, "cpu_seconds": time.process_time() - began}
+                run |= {name: list(map(float, value)) for name, value in pair_metrics(policy, reference, held_out).items()}
+                run["judge"] = judged(seed, "after")
+                if method.heads:
+                    test = copies(policy, method, held_out, seed)
+                    run["degree_accuracy"] = degree_accuracy(policy, test)
+                    run["by_length"] = by_length(copies(policy, method, pairs, seed), test)
+                    run["cosine"] = cosine(policy, reference, test.take(range(64)))
+                found["runs"].append(run)
+                told = {
+                    name: numpy.mean(run[name]) for name in ("accuracy", "judge", "degree_accuracy", "by_length", "cosine") if name in run
+                }
+                line = "  ".join(f"{name} {value:+.3f}" for name, value in told.items())
+                print(f"seed {seed}  {arm:14}  {line}  {outcome.steps} steps  {run['cpu_seconds']:.0f} CPU seconds", flush=True)
+    summarise(found)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def fresh(policy: Any, start: dict[str, torch.Tensor]) -> None:
+    """The model as it was, without heads."""
+    policy.attach({}, Key.of(0))
+    policy.load(start)
+
+
+def both_ways(values: numpy.ndarray, *, draws: int = 4000, paired: bool = True) -> tuple[float, float, float]:
+    """Mean of [seeds, B] and its 95 % interval, seeds and columns drawn anew together; `paired`: columns mean the same in all seeds."""
+    generator = numpy.random.default_rng(0)
+    seeds, columns = values.shape
+    means = []
+    for _ in range(draws):
+        of = values[generator.integers(seeds, size=seeds)]
+        if paired:
+            means.append(of[:, generator.integers(columns, size=columns)].mean())
+        else:
+            means.append(numpy.take_along_axis(of, generator.integers(columns, size=of.shape), 1).mean())
+    low, high = numpy.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def summarise(found: dict[str, Any]) -> None:
+    """A row for each arm, the differences that the claim is about, and what follows."""
+
+    def stack(arm: str, name: str) -> numpy.ndarray:
+        return numpy.array([run[name] for run in found["runs"] if run["arm"] == arm])  # [seeds, B]
+
+    def shown(interval: tuple[float, float, float], sign: str = "") -> str:
+        value, low, high = interval
+        return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+    arms = list(dict.fromkeys(run["arm"] for run in found["runs"]))
+    print(print("\n| arm | held-out accuracy | judge | chosen | rejected | degree accuracy | by length | cosine |\n" + "|---" * 8 + "|"))
+    for arm in arms:
+        judged, heads = stack(arm, "judge"), arm != "dpo"
+        by_seed = judged.mean(1)
+        error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else float("nan")
+        more = (
+            [shown(both_ways(stack(arm, "degree_accuracy"))), *(f"{stack(arm, n).mean():.3f}" for n in ("by_length", "cosine"))]
+            if heads
+            else [""] * 3
+        )
+        drift = [f"{stack(arm, name).mean():+.1f}" for name in ("logp_chosen", "logp_rejected")]
+        print(f"| {arm} | {shown(both_ways(stack(arm, 'accuracy')))} | {judged.mean():+.3f} ± {error:.3f} | {' | '.join(drift + more)} |")
+    print("\n| difference | held-out accuracy | judge |\n|---|---|---|")
+    gains: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for gamma in sorted({arm.split()[1] for arm in arms if " " in arm}):
+        main, random, shuffled = (f"{name} {gamma}" for name in CONTROLS)
+        for left, right in ((main, "dpo"), (main, random), (main, shuffled), (random, "dpo")):
+            gain = {
+                "accuracy": both_ways(stack(left, "accuracy") - stack(right, "accuracy")),
+                "judge": both_ways(stack(left, "judge") - stack(right, "judge"), paired=False),
+            }
+            gains[f"{left} - {right}"] = gain
+            print(f"| {left} - {right} | {shown(gain['accuracy'], '+')} | {shown(gain['judge'], '+')} |")
+    found["gains"] = gains
+    print("\n" + verdict(gains))
+
+
+def verdict(gains: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    """One sentence. The claim: the degree loss helps DPO, and it is key phrases that help."""
+    above = lambda difference: {measure for measure, (_, low, _) in gains[difference].items() if low > 0}
+    below = lambda difference: {measure for measure, (_, _, high) in gains[difference].items() if high < 0}
+    words = []
+    for gamma in sorted({name.split()[1] for name in gains}):
+        helps, hurts = above(f"keyphrases {gamma} - dpo"), below(f"keyphrases {gamma} - dpo")
+        more = above(f"keyphrases {gamma} - random {gamma}") & helps
+        if hurts:
+            words.append(f"with gamma {gamma} the degree loss is worse than none ({', '.join(sorted(hurts))})")
+        elif not helps:
+            words.append(f"with gamma {gamma} no interval of the degree loss against dpo alone excludes 0")
+        elif not more:
+            words.append(f"with gamma {gamma} it helps ({', '.join(sorted(helps))}), but not more than removing random words")
+        else:
+            words.append(f"with gamma {gamma} it helps more than removing random words ({', '.join(sorted(more))})")
+    survives = any("helps more" in word for word in words)
+    return f"The claim {'survives' if survives else 'does not survive'} here: " + "; ".join(words) + "."
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    main()
