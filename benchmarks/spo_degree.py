@@ -230,7 +230,7 @@ def summarise(found: dict[str, Any]) -> None:
         return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
     arms = list(dict.fromkeys(run["arm"] for run in found["runs"]))
-    print(print("\n| arm | held-out accuracy | judge | chosen | rejected | degree accuracy | by length | cosine |\n" + "|---" * 8 + "|"))
+    print("\n| arm | held-out accuracy | judge | chosen | rejected | degree accuracy | by length | cosine |\n" + "|---" * 8 + "|")
     for arm in arms:
         judged, heads = stack(arm, "judge"), arm != "dpo"
         by_seed = judged.mean(1)
