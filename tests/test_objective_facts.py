@@ -150,7 +150,7 @@ def test_the_gradient_is_that_of_the_loss(facts: Facts) -> None:
         return facts.method.objective(replace(moved, heads=dict(zip(names, heads, strict=True)))).row
 
     heads = [s.heads[name].detach().requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(loss, (s.logp[:, :k].detach().requires_grad_(), *heads))
+    assert torch.autograd.gradcheck(loss, (s.logp[:, :k].detach().clone().requires_grad_(), *heads))
 
 
 @every
@@ -208,6 +208,8 @@ def test_columns_exchanged_with_their_labels_change_nothing_where_claimed(facts:
     if s.rows.ranked:
         prefer = torch.linspace(0, 1, len(s.logp), dtype=torch.float64)
         order, here, there = [1, 0], dict(prefer=prefer), dict(prefer=1 - prefer)
+        there |= {"score": s.rows.score[:, order]} if s.rows.score is not None else {}
+        there["extra"] = {name: x[:, order] for name, x in s.rows.extra.items()}
     elif s.rows.desirable is not None:
         order, here, there = [1, 0, 2, 3], {}, dict(desirable=s.rows.desirable[:, [1, 0]])
         good = torch.tensor([[True, False]] * len(s.logp))

@@ -15,23 +15,35 @@ from .bco import bco
 from .bco_pair import bco_pair
 from .c_advipo import c_advipo
 from .c_advul import c_advul
+from .cal_dpo import cal_dpo
 from .cpo import cpo
 from .discopop import discopop
 from .dpo import dpo
+from .dpo_norm import dpo_norm
+from .dpo_reference_free import dpo_reference_free
+from .dpop import dpop
 from .egpo import egpo
 from .exo import exo
 from .f_dpo import f_dpo
+from .flex_dpo import flex_dpo
 from .hinge import hinge
 from .ipo import ipo, ipo_avg
 from .kto import kto
+from .ld_dpo import ld_dpo
 from .lipo import lipo
 from .list_mle import list_mle
 from .list_softmax import list_softmax
+from .modpo import modpo
+from .mpo_mixed import mpo_mixed
 from .nca import nca
+from .odpo import odpo
 from .online_ipo import online_ipo
 from .orpo import orpo
+from .osp import osp
 from .pair_logistic import pair_hinge, pair_logistic
 from .rdpo import rdpo
+from .rdpo_length import rdpo_length
+from .rlhf_secrets_2 import rlhf_secrets_2
 from .rpo import rpo, rpo_avg
 from .sft import sft
 from .simpo import simpo
@@ -42,6 +54,7 @@ from .sppo_hard import sppo_hard
 from .tpo import tpo
 from .tr_dpo import tr_dpo
 from .triple_po import triple_po
+from .wpo import wpo
 
 METHODS: dict[str, Callable[..., Method]] = {
     "sft": sft,
@@ -72,7 +85,19 @@ METHODS: dict[str, Callable[..., Method]] = {
     "discopop": discopop,
     "aot": aot,
     "aot-unpaired": aot_unpaired,
-    "spo-degree": spo_degree,
+    "cal-dpo": cal_dpo,
+    "dpo-norm": dpo_norm,
+    "dpo-reference-free": dpo_reference_free,
+    "dpop": dpop,
+    "flex-dpo": flex_dpo,
+    "ld-dpo": ld_dpo,
+    "modpo": modpo,
+    "mpo-mixed": mpo_mixed,
+    "odpo": odpo,
+    "osp": osp,
+    "rdpo-length": rdpo_length,
+    "rlhf-secrets-2": rlhf_secrets_2,
+    "wpo": wpo,
     "cpo": cpo,
     "asft": asft,
     "alphapo": alphapo,
@@ -84,8 +109,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pair-logistic": pair_logistic,
     "pair-hinge": pair_hinge,
     "tpo": tpo,
+    "spo-degree": spo_degree,
     "c-advipo": c_advipo,
     "c-advul": c_advul,
 }
 
-ALIASES = {"robust-dpo": "rdpo", "extragradient": "egpo", "nll": "sft"}
+ALIASES = {"robust-dpo": "rdpo", "r-dpo": "rdpo-length", "sigmoid-norm": "dpo-norm", "extragradient": "egpo", "nll": "sft"}

@@ -1,0 +1,48 @@
+"""Preference strength by votes of reward models, after "Secrets of RLHF in Large Language Models, Part II", arXiv:2401.06080."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from ..collect.draw import given
+from ..collect.repair import flip_weakest, voted
+from ..objectives.modifiers import odpo, spce
+from ..objectives.pairwise import dpo
+from ..reference import frozen
+from ..types import Method, PreftuneError
+from ..update import plain
+
+
+def _margin(beta: float, clip: float, share: float) -> Method:
+    return Method(partial(odpo, beta=beta, clip=clip), given, frozen, plain)
+
+
+def _flip(beta: float, clip: float, share: float) -> Method:
+    collect = partial(flip_weakest, share=share)  # a share of the whole data: collected as one round
+    return Method(partial(dpo, beta=beta), collect, frozen, plain, collect_every="round", reads="responses")
+
+
+def _soft(beta: float, clip: float, share: float) -> Method:
+    return Method(partial(spce, beta=beta), voted, frozen, plain)
+
+
+MODES: dict[str, Callable[[float, float, float], Method]] = {"margin": _margin, "flip": _flip, "soft": _soft}
+
+
+def rlhf_secrets_2(beta: float = 0.1, mode: Literal["margin", "flip", "soft"] = "margin", clip: float = 3.0, share: float = 0.2) -> Method:
+    """DPO on labels that several reward models have judged; mu = mean over the models of the reward difference of a pair.
+
+    margin  -logsigmoid(h - mu), mu no farther than clip from 0. Reads the mean rewards as scores; with clip 0 dpo
+    flip    turns the labels of the share of the data with the least mu. Reads the mean rewards as scores; with share 0 dpo
+    soft    -p logsigmoid(h) - (1 - p) logsigmoid(-h), p the share of votes for the chosen response, as prefer
+
+    The paper trains reward models so, on h = r(chosen) - r(rejected); here h = beta times the gap of log-ratios. Scores should
+    come from models that have not been trained on the pair they judge. The paper flips a fifth; clip is ours.
+    """
+    if not 0 <= share < 1:
+        raise PreftuneError(f"share is {share}, needed 0 <= share < 1: the part of the labels that is turned")
+    if not clip >= 0:
+        raise PreftuneError(f"clip is {clip}, needed a number of at least 0: the largest margin that is asked for; inf clips nothing")
+    return MODES[mode](beta, clip, share)
