@@ -184,7 +184,7 @@ def test_rows_in_another_order_give_the_same_losses_in_that_order(facts: Facts) 
 def test_other_rows_matter_only_where_it_is_declared_and_never_for_the_gradient(facts: Facts) -> None:
     s = data(facts)
     moved = s.logp.detach().clone()
-    moved[1:] += torch.linspace(12, 5, moved.shape[1])  # also where only the gap within a row counts
+    moved[1:] -= torch.linspace(1, 8, moved.shape[1])  # also where only the gap within a row counts; downwards, or p > 1
     here, there = facts.method.objective(s).row, facts.method.objective(at(s, moved)).row
     assert bool(here[0] != there[0]) == needs_of(facts.method.objective).batch
     leaves = [x for x in (s.logp, s.segment_logp, *s.heads.values()) if x is not None]
@@ -195,7 +195,7 @@ def test_other_rows_matter_only_where_it_is_declared_and_never_for_the_gradient(
 @shipped
 def test_a_constant_on_all_log_ratios_changes_nothing_where_claimed_and_something_elsewhere(facts: Facts) -> None:
     s = data(facts)
-    constant = torch.linspace(-7, 9, len(s.logp), dtype=torch.float64)[:, None]
+    constant = torch.linspace(-9, -0.5, len(s.logp), dtype=torch.float64)[:, None]  # what is left are log-probabilities
     before, after = facts.method.objective(s).row, facts.method.objective(at(s, s.logp.detach() + constant)).row
     assert torch.allclose(before, after, rtol=1e-11, atol=1e-11) == facts.shift
 

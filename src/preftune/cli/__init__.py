@@ -20,6 +20,7 @@ VERBS = {
     "generate": "preftune.cli.generate:generate",
     "data": "preftune.cli.data:data",
     "play": "preftune.cli.play:play",
+    "logic": "preftune.cli.logic:logic",
     "show": "preftune.cli.show:show",
     "copy": "preftune.cli.copy:copy",
     "merge": "preftune.cli.merge:merge",

@@ -26,6 +26,7 @@ EXAMPLE = {
     "--set": "beta=0.1",
     "--sweep": "beta=0.03,0.1,0.3",
     "--load": "train=lora",
+    "--at": "w=0.3",
 }
 
 

@@ -33,6 +33,7 @@ from .ld_dpo import ld_dpo
 from .lipo import lipo
 from .list_mle import list_mle
 from .list_softmax import list_softmax
+from .logic import logic
 from .modpo import modpo
 from .mpo_mixed import mpo_mixed
 from .nca import nca
@@ -112,6 +113,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "spo-degree": spo_degree,
     "c-advipo": c_advipo,
     "c-advul": c_advul,
+    "logic": logic,
 }
 
 ALIASES = {"robust-dpo": "rdpo", "r-dpo": "rdpo-length", "sigmoid-norm": "dpo-norm", "extragradient": "egpo", "nll": "sft"}
