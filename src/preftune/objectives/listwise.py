@@ -1,8 +1,8 @@
-"""Objectives of a list of K responses with grades, K of any size: DPO's relatives from learning to rank.
+"""Objectives of a list of K responses with grades: DPO's relatives from learning to rank.
 
 All read s_i = beta logratio_i and grades psi_i [B, K], higher is better: the rows' `score` divided by `unit`, or, where rows
-are ranked without scores, the share of the list that stands below, (K-1-k) / (K-1). Only the order of the grades matters
-to the pair losses and to `list_mle`. Equal grades make no pair. Responses that are not `present` take no part.
+are ranked without scores, the share of the list that stands below, (K-1-k) / (K-1). `pair_logistic`, `pair_hinge` and
+`list_mle` read their order alone. Equal grades make no pair. Responses that are not `present` take no part.
 """
 
 from __future__ import annotations
@@ -47,15 +47,10 @@ class Graded:
         total, pairs = torch.where(self.better, loss, 0.0).sum((1, 2)), self.better.sum((1, 2))
         return choose("reduction", {"sum": total, "mean": total / pairs.clamp(min=1)}, reduction)
 
-    def over_responses(self, loss: Tensor) -> Tensor:
-        """[B]: mean of loss [B, K] over the responses that are present."""
-        return torch.where(self.here, loss, 0.0).sum(1) / self.here.sum(1).clamp(min=1)
-
     def metrics(self) -> dict[str, Tensor]:
         """Scores of the best and of the worst graded response, their margin, and the share of the pairs in the right order."""
         s = self.s.detach()
-        best, worst = self.extreme(1), self.extreme(-1)
-        chosen, rejected = s.gather(1, best)[:, 0], s.gather(1, worst)[:, 0]
+        chosen, rejected = (s.gather(1, self.extreme(sign))[:, 0] for sign in (1, -1))
         right = self.over_pairs((self.gap.detach() > 0).to(s.dtype), "mean")
         return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected, "accuracy": right}
 
@@ -83,11 +78,8 @@ def graded(s: Scored, scores: Tensor, unit: float = 1.0) -> Graded:
         return Graded(scores, torch.where(here, below / (here.sum(1, keepdim=True) - 1).clamp(min=1), 0.0).to(scores), here)
     psi = torch.where(here, rows.score.to(scores), 0.0) / unit
     if not torch.isfinite(psi).all():
-        bad = (~torch.isfinite(psi)).any(1).nonzero().flatten().tolist()
-        raise PreftuneError(
-            f"rows {[rows.id[i] for i in bad[:10]]} have a response without a finite score, needed one for each response that is present; "
-            "score it, or leave the row out"
-        )
+        ids = [rows.id[i] for i in (~torch.isfinite(psi)).any(1).nonzero().flatten().tolist()]
+        raise PreftuneError(f"rows {ids[:10]} have a response without a finite score, needed one for each; score it, or leave the row out")
     return Graded(scores, psi, here)
 
 
@@ -108,10 +100,7 @@ def lambda_rows(x: Graded, *, ranks: Ranks, reduction: Reduction) -> Tensor:
 
 
 def plackett_luce(x: Graded) -> Tensor:
-    """-log P(order) [B] when the best is drawn by softmax(s), then the best of the rest, and so on; equal grades by Breslow.
-
-    sum_i log sum_{j: psi_j <= psi_i} e^(s_j - s_i): a response is drawn from all that are not graded above it.
-    """
+    """-log P(order) [B]: the best drawn by softmax(s), then the best of the rest, ..; sum_i log sum_{psi_j <= psi_i} e^(s_j - s_i)."""
     rest = (x.psi[:, None, :] <= x.psi[:, :, None]) & x.here[:, None, :] & x.here[:, :, None]
     rest = rest & ~torch.eye(x.s.shape[1], dtype=torch.bool, device=x.s.device)
     some = rest.any(2)  # the last response is certain
@@ -131,7 +120,7 @@ def lipo(s: Scored, *, beta: float = 0.05, ranks: Ranks = "model", reduction: Re
 
     Reads   logratio [B, K], grades (see above); the weights carry no gradient
     Limits  K = 2, psi = (1, 0): 0.532456 = 1 / ln 2 - 1 / ln 3 times dpo; weights all 1: `pair_logistic`
-            at the reference all s tie: the columns' order then decides tau, under "labels" the grades do
+            at the reference all s tie and the order of the columns decides tau; under "labels" the grades do
     Not     the sum with a minus in some transcriptions, which is to be maximised; nor ranks from 0, which divide by ln 1
     Source  arXiv:2402.01878 (LiPO-lambda); ranks="labels": arXiv:2410.18013 eq. 5-7 (RankDPO)
     """
@@ -146,8 +135,7 @@ def list_mle(s: Scored, *, beta: float = 0.05) -> Loss:
 
     loss = -sum_k [s_(k) - log sum_{l >= k} e^s_(l)],   (k) the responses by falling grade
 
-    Limits  K = 2 is dpo. Equal grades: Breslow's likelihood, every one of them drawn from all that are not graded above it;
-            a list of equal grades only pulls its scores together
+    Limits  K = 2 is dpo. Equal grades: Breslow's likelihood, each drawn from all that are not graded above it
     Source  arXiv:2305.18290 app. A.3 (DPO under Plackett-Luce); ListMLE: Xia et al., ICML 2008
     """
     positive("beta", beta, PULL)
@@ -161,8 +149,7 @@ def list_softmax(s: Scored, *, beta: float = 0.05, alpha: float | None = None) -
 
     loss = -sum_i t_i log softmax(s)_i,   t = psi / sum psi;  with alpha: t = softmax(psi / alpha), which is InfoNCA
 
-    Limits  K = 2, psi = (1, 0): dpo; alpha -> 0: all weight on the best. Optimum softmax(s) = t, at which the loss is t's entropy
-    Not     grades below 0 without alpha: they are no shares
+    Limits  K = 2, psi = (1, 0): dpo; alpha -> 0: all weight on the best. Optimum softmax(s) = t
     Source  arXiv:2402.01878 (softmax, ListNet's top-one form); alpha: arXiv:2402.05369 (InfoNCA)
     """
     positive("beta", beta, PULL)
@@ -171,12 +158,10 @@ def list_softmax(s: Scored, *, beta: float = 0.05, alpha: float | None = None) -
         positive("alpha", alpha, "it is the temperature of the grades")
         target = torch.where(x.here, x.psi / alpha, -torch.inf).softmax(1)
     else:
-        if (x.psi < 0).any() or not (x.psi.sum(1) > 0).all():
-            bad = ((x.psi < 0).any(1) | ~(x.psi.sum(1) > 0)).nonzero().flatten().tolist()
-            raise PreftuneError(
-                f"the grades of rows {[s.rows.id[i] for i in bad[:10]]} are no shares of a whole, needed numbers >= 0 that are not all 0; "
-                "give alpha, which makes them a softmax"
-            )
+        bad = (x.psi < 0).any(1) | ~(x.psi.sum(1) > 0)
+        if bad.any():
+            ids = [s.rows.id[i] for i in bad.nonzero().flatten().tolist()]
+            raise PreftuneError(f"the grades of rows {ids[:10]} are no shares of a whole, needed numbers >= 0, not all 0; or give alpha")
         target = x.psi / x.psi.sum(1, keepdim=True)
     own = torch.where(x.here, x.s, -torch.inf).log_softmax(1)
     return Loss(-(target * torch.where(x.here, own, 0.0)).sum(1), x.metrics())
@@ -221,7 +206,7 @@ def pointwise_mse(s: Scored, *, beta: float = 0.05, unit: float = 1.0) -> Loss:
     """
     positive("beta", beta, PULL)
     x = graded(s, beta * s.logratio, unit)
-    return Loss(x.over_responses((x.s - x.psi) ** 2), x.metrics())
+    return Loss((x.here * (x.s - x.psi) ** 2).sum(1) / x.here.sum(1), x.metrics())
 
 
 @needs(**LIST)
@@ -237,4 +222,4 @@ def pointwise_sigmoid(s: Scored, *, beta: float = 0.05, unit: float = 1.0) -> Lo
     x = graded(s, beta * s.logratio, unit)
     if ((x.psi < 0) | (x.psi > 1)).any():
         raise PreftuneError(f"grades lie in [{float(x.psi.min()):g}, {float(x.psi.max()):g}], needed [0, 1]; choose unit accordingly")
-    return Loss(x.over_responses(-logsigmoid(x.s) + (1 - x.psi) * x.s), x.metrics())
+    return Loss((x.here * (-logsigmoid(x.s) + (1 - x.psi) * x.s)).sum(1) / x.here.sum(1), x.metrics())

@@ -1,8 +1,4 @@
-"""Objectives of a pair that need no reference. All read logp [B, 2], most of them length [B, 2]; column 0 is preferred.
-
-m = logp / length is the mean log-probability of a response's tokens. The likelihood term that most of these methods add
-is `auxiliary.nll`, or `gold_nll` where a third response is the one to imitate.
-"""
+"""Objectives of a pair that need no reference. All read logp and most length [B, 2]; column 0 is preferred."""
 
 from __future__ import annotations
 
@@ -47,8 +43,7 @@ def cpo(
 
     label_smoothing e: (1-e) loss(z) + e loss(-z), under every link (TRL's ignores it outside the logistic one).
 
-    Limits  logistic, gamma 0: dpo with a reference to which both responses are alike; per_token: simpo
-            hinge: 1 / delta times SLiC-HF's max(0, delta - d) at beta = 1 / delta
+    Limits  logistic, gamma 0: dpo with a reference to which both are alike. hinge at beta = 1 / delta: SLiC-HF's over delta
     Not     gamma / beta. On sums beta 0.1 saturates: a lead of 100 nats leaves a pull of 4.5e-5 beta
     Source  arXiv:2401.08417 eq. 3; the other links: TRL's CPOTrainer
     """
@@ -98,12 +93,12 @@ def alphapo(s: Scored, *, beta: float = 2.5, gamma: float = 0.1, alpha: float = 
     m = s.mean_logp
     r = -torch.expm1(-alpha * m) / alpha if alpha else m
     z = beta * (r[:, 0] - r[:, 1]) - gamma
-    if not torch.isfinite(z).all():
-        bad = (~torch.isfinite(z)).nonzero().flatten().tolist()
+    bad = (~torch.isfinite(z)).nonzero().flatten().tolist()
+    if bad:
+        limit, lowest = math.log(torch.finfo(z.dtype).max), float(m.detach()[bad].min())
         raise PreftuneError(
-            f"alpha = {alpha} makes the reward e^(-alpha m) overflow in rows {[s.rows.id[i] for i in bad[:10]]}, whose mean log-prob "
-            f"falls to {float(m.detach()[bad].min()):.4g} nats a token; needed alpha |m| below {math.log(torch.finfo(z.dtype).max):.0f}; "
-            "lower alpha or the learning rate, or look at these rows"
+            f"e^(-alpha m) of rows {[s.rows.id[i] for i in bad[:10]]} overflows at alpha = {alpha}: their mean log-prob m falls to "
+            f"{lowest:.4g}, needed alpha |m| < {limit:.0f}; lower alpha or the learning rate, or look at these rows"
         )
     return Loss(-logsigmoid(z), _ordered(beta * r))
 
@@ -166,13 +161,11 @@ def asft(s: Scored, *, beta: float = 1.0) -> Loss:
 
 @needs(columns=3, labels=("ranked",), reference=False)
 def gold_nll(s: Scored) -> Loss:
-    """Likelihood per token of column 2, a gold response that stands beside the pair.
+    """Likelihood per token of a gold response beside the pair: columns are preferred, dispreferred, gold.
 
     loss = -logp[:, 2] / length[:, 2]
 
-    Reads   columns preferred, dispreferred, gold
-    Not     `nll`, which reads column 0
-    Source  arXiv:2405.16681, its third term
+    Source  arXiv:2405.16681, its likelihood term
     """
     row = -s.logp[:, 2] / lengths(s)[:, 2]
     return Loss(row, {"nll": row.detach()})
