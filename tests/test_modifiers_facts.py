@@ -20,7 +20,7 @@ import vector_rows
 from facts import B, at, close, gap_of, gradient, normal, pairs, row
 from facts_modifiers import scored_pairs, segmented
 from preftune import methods
-from preftune.collect.repair import flip_weakest, voted
+from preftune.collect.repair import flip_weakest
 from preftune.collect.segment import common_length
 from preftune.collect.thin import both_orders, ranked_pairs, temper
 from preftune.judges.exact import PreferenceTable
@@ -511,14 +511,10 @@ def test_the_weakest_share_of_labels_is_turned() -> None:
     assert soft.prefer.tolist() == [0.75] * 5
 
 
-def test_votes_and_scores_that_are_missing_are_refused() -> None:
-    rows = judged(torch.zeros(2, 2))
-    with pytest.raises(PreftuneError, match="no soft label prefer"):
-        voted(Context({}, rows))
-    with pytest.raises(PreftuneError, match="no scores"):
-        flip_weakest(Context({}, rows.replace(score=None)), share=0.2)
-    votes = rows.replace(prefer=torch.tensor([0.9, 0.6]))
-    assert voted(Context({}, votes)) is votes
+def test_scores_that_are_missing_are_refused() -> None:
+    for score in (None, torch.tensor([[1.0, math.nan], [1.0, 0.0]])):
+        with pytest.raises(PreftuneError, match="no scores"):
+            flip_weakest(Context({}, judged(torch.zeros(2, 2)).replace(score=score)), share=0.2)
 
 
 def logistic_fit(x: np.ndarray, prefer: np.ndarray, ridge: float = 1e-3) -> np.ndarray:

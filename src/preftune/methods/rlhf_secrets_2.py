@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 from ..collect.draw import given
-from ..collect.repair import flip_weakest, voted
+from ..collect.repair import flip_weakest
 from ..objectives.modifiers import odpo, spce
 from ..objectives.pairwise import dpo
 from ..reference import frozen
@@ -25,7 +25,7 @@ def _flip(beta: float, clip: float, share: float) -> Method:
 
 
 def _soft(beta: float, clip: float, share: float) -> Method:
-    return Method(partial(spce, beta=beta), voted, frozen, plain)
+    return Method(partial(spce, beta=beta), given, frozen, plain)
 
 
 MODES: dict[str, Callable[[float, float, float], Method]] = {"margin": _margin, "flip": _flip, "soft": _soft}

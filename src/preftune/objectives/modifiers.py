@@ -1,7 +1,6 @@
-"""Small changes of DPO: what is done to the lengths, the margin, the sides or the weight of a pair.
+"""Small changes of DPO: what is done to the lengths, the margin, the sides or the weight of a pair, in this order.
 
-Column 0 is preferred, a and b stand for logratio[:, 0] and logratio[:, 1]. Where rows carry a soft label `prefer` =
-P(column 0 beats column 1), the loss is its expectation over both orders.
+Column 0 is preferred; a and b stand for logratio[:, 0] and logratio[:, 1]. Soft labels `prefer` as in `pairwise`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .pairwise import PAIR, PULL, dpo, gap, lengths, pair_metrics
 
 
 def _expected(s: Scored, labelled: Tensor, exchanged: Tensor) -> Tensor:
-    """The loss as labelled, or its mean with the loss of the exchanged pair under soft labels."""
+    """The loss as labelled, or its mean over both orders under soft labels."""
     if s.rows.prefer is None:
         return labelled
     prefer = s.rows.prefer.to(labelled.dtype)
@@ -33,18 +32,14 @@ def _logistic(s: Scored, z: Tensor) -> Tensor:
 
 
 def _metrics(reward: Tensor) -> dict[str, Tensor]:
-    """As `pair_metrics`, of rewards [B, 2] that are not beta * logratio."""
-    chosen, rejected = reward.detach().unbind(1)
-    right = (chosen > rejected).to(reward.dtype)
-    return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected, "accuracy": right}
+    """`pair_metrics` of rewards [B, 2] that are not beta * logratio."""
+    up, down = reward.detach().unbind(1)
+    return {"reward_chosen": up, "reward_rejected": down, "margin": up - down, "accuracy": (up > down).to(up.dtype)}
 
 
 def _not_negative(name: str, value: float, meaning: str) -> None:
     if not (value >= 0 and math.isfinite(value)):
         raise PreftuneError(f"{name} is {value}, needed a finite number of at least 0; {meaning}")
-
-
-# --- lengths --------------------------------------------------------------------------------------------------------
 
 
 @needs(**PAIR)
@@ -87,12 +82,11 @@ def rdpo_length(s: Scored, *, beta: float = 0.1, alpha: float = 0.01) -> Loss:
 
     loss = -logsigmoid(beta (a - b) + alpha (length[:, 0] - length[:, 1]))
 
-    The optimum of reward r - alpha length has beta logratio = r - alpha length, so that r = beta logratio + alpha length
-    explains the labels: a longer winner needs less of a margin.
+    The sign: the optimum of r - alpha length has beta logratio = r - alpha length, so r = beta logratio + alpha length.
 
-    Limits  alpha = 0 or equal lengths: `dpo`; beta times the optimal log-ratio falls by alpha a token
+    Limits  alpha = 0 or equal lengths: `dpo`; a longer winner needs less of a margin
     Not     `rdpo` (robust DPO), another paper; the opposite sign would reward length
-    Source  arXiv:2403.19159; the sign follows from its optimum, above
+    Source  arXiv:2403.19159
     """
     positive("beta", beta, PULL)
     _not_negative("alpha", alpha, "it is what a token costs, and below 0 length would be rewarded")
@@ -100,14 +94,13 @@ def rdpo_length(s: Scored, *, beta: float = 0.1, alpha: float = 0.01) -> Loss:
     return Loss(_logistic(s, beta * gap(s) + alpha * (length[:, 0] - length[:, 1])), pair_metrics(s, beta))
 
 
-# --- margins --------------------------------------------------------------------------------------------------------
-
-
 def _scores(s: Scored, name: str) -> Tensor:
-    """score[:, 0] - score[:, 1], a constant."""
-    if s.rows.score is None:
-        raise PreftuneError(f"{name} takes its margin from the scores of the two responses, but the rows carry none; give scores")
-    return (s.rows.score[:, 0] - s.rows.score[:, 1]).to(s.logp.dtype)
+    """score[:, 0] - score[:, 1] [B]."""
+    found = torch.full_like(s.logp, math.nan) if s.rows.score is None else s.rows.score.to(s.logp.dtype)
+    missing = [s.rows.id[i] for i in found.isnan().any(1).nonzero().flatten().tolist()]
+    if missing:
+        raise PreftuneError(f"{name} takes its margin from scores, but rows {missing[:10]} carry none; give both responses a score")
+    return found[:, 0] - found[:, 1]
 
 
 @needs(columns=2, labels=("ranked", "score"), optional=("prefer",))
@@ -129,34 +122,20 @@ def odpo(s: Scored, *, beta: float = 0.1, alpha: float = 1.0, clip: float = math
 def odpo_log(s: Scored, *, beta: float = 0.1, alpha: float = 1.0) -> Loss:
     """DPO with an offset that grows with the logarithm of a difference of scores.
 
-    loss = -logsigmoid(beta (a - b) - alpha log(score[:, 0] - score[:, 1]));   0 where the scores do not favour column 0
+    loss = -logsigmoid(beta (a - b) - alpha log(score[:, 0] - score[:, 1]))
 
-    The 0 is the limit of the loss as the difference falls to 0. Such rows are counted in the metric "unused".
-
-    Limits  scores that differ by 1: `dpo`
+    Limits  scores that differ by 1: `dpo`; as the difference falls to 0 so does the loss, and it is 0 from there on (metric "unused")
     Source  arXiv:2402.10571 with f = log, the authors' code (alpha 0.5 or 1)
     """
     positive("beta", beta, PULL)
     positive("alpha", alpha, "it scales the logarithm of the scores' difference")
-    margin = _scores(s, "odpo_log")
-    offset = torch.where(margin > 0, margin, 0.0).log()  # log 0 = -inf, whose loss and gradient are 0
-    unused = (margin <= 0).to(margin.dtype)
-    return Loss(-logsigmoid(beta * gap(s) - alpha * offset), {**pair_metrics(s, beta), "unused": unused})
+    difference = _scores(s, "odpo_log")
+    margin = alpha * torch.where(difference > 0, difference, 0.0).log()  # log 0 = -inf, whose loss and gradient are 0
+    return Loss(-logsigmoid(beta * gap(s) - margin), {**pair_metrics(s, beta), "unused": (difference <= 0).to(margin.dtype)})
 
 
 Link = Literal["logistic", "hinge"]
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {"logistic": lambda m: -logsigmoid(m), "hinge": lambda m: torch.relu(1 - m)}
-
-
-def _simplex(weights: tuple[float, ...]) -> None:
-    """Refuse weights of objectives that do not add up to one, and a first one so small that its inverse explodes."""
-    if not (all(w >= 0 for w in weights) and math.isclose(sum(weights), 1.0, abs_tol=1e-6)):
-        raise PreftuneError(f"weights are {weights}, needed numbers of at least 0 that add up to 1: the share of each objective")
-    if weights[0] < 0.05:
-        raise PreftuneError(
-            f"the weight of the trained objective is {weights[0]}, needed 0.05 or more: margins are divided by it, and below that they "
-            "are more than twenty times as steep; train on another objective's pairs"
-        )
 
 
 @needs(columns=2, labels=("ranked", "other_scores"), optional=("prefer",))
@@ -167,24 +146,31 @@ def modpo(s: Scored, *, beta: float = 0.1, weights: tuple[float, ...] = (0.5, 0.
 
     Reads   other_scores [B, 2] or [B, 2, J]: rewards of the other objectives, in the units of beta * logratio
     Limits  weights (1, 0): `dpo`; equal other scores: `dpo` with beta / weights[0]. Optimum: log-ratio w.r / beta + const
-    Not     safe for small weights[0]: it divides, and below 0.05 it is refused
     Source  arXiv:2310.03708; the authors' code (src/trainer/modpo_trainer.py)
     """
     positive("beta", beta, PULL)
-    _simplex(weights)
     if link not in LINKS:
         raise PreftuneError(f"link is {link!r}, needed one of {', '.join(LINKS)}")
-    given = s.rows.label("other_scores")
-    scores = None if given is None else given.to(s.logp.dtype).reshape(len(given), 2, -1)
-    if scores is None or scores.shape[2] != len(weights) - 1:
-        found = "none" if scores is None else f"{scores.shape[2]} for each response"
-        raise PreftuneError(f"modpo reads {len(weights) - 1} other_scores by weights {weights}, found {found}; give one for each weight")
-    reward = (beta * s.logratio - scores @ torch.tensor(weights[1:], dtype=scores.dtype, device=scores.device)) / weights[0]
+    reward = (beta * s.logratio - _others(s, weights)) / weights[0]
     margin = reward[:, 0] - reward[:, 1]
     return Loss(_expected(s, LINKS[link](margin), LINKS[link](-margin)), _metrics(reward))
 
 
-# --- sides ----------------------------------------------------------------------------------------------------------
+def _others(s: Scored, weights: tuple[float, ...]) -> Tensor:
+    """The weighted sum of the other objectives' rewards [B, 2]."""
+    if not (all(w >= 0 for w in weights) and math.isclose(sum(weights), 1.0, abs_tol=1e-6)):
+        raise PreftuneError(f"weights are {weights}, needed numbers of at least 0 that add up to 1: the share of each objective")
+    if weights[0] < 0.05:
+        raise PreftuneError(
+            f"the weight of the trained objective is {weights[0]}, needed 0.05 or more: margins are divided by it, "
+            "and would be more than twenty times as steep; train on another objective's pairs"
+        )
+    given = s.rows.label("other_scores")
+    scores = s.logp.new_zeros(len(s.rows), 2, 0) if given is None else given.to(s.logp.dtype).reshape(len(given), 2, -1)
+    if scores.shape[2] != len(weights) - 1:
+        needed = f"needed {len(weights) - 1} for the weights {weights}"
+        raise PreftuneError(f"modpo found {scores.shape[2]} other_scores for each response, {needed}; give one for each further weight")
+    return scores @ scores.new_tensor(weights[1:])
 
 
 @needs(**PAIR)
@@ -198,9 +184,8 @@ def dpop(s: Scored, *, beta: float = 0.3, lam: float = 50.0) -> Loss:
     """
     positive("beta", beta, PULL)
     _not_negative("lam", lam, "it weighs the penalty of a chosen response that falls")
-    fallen = beta * lam * torch.relu(-s.logratio)
-    h = beta * gap(s)
-    row = _expected(s, -logsigmoid(h - fallen[:, 0]), -logsigmoid(-h - fallen[:, 1]))
+    h, penalty = beta * gap(s), beta * lam * torch.relu(-s.logratio)
+    row = _expected(s, -logsigmoid(h - penalty[:, 0]), -logsigmoid(-h - penalty[:, 1]))
     return Loss(row, {**pair_metrics(s, beta), "fallen": (s.logratio[:, 0] < 0).to(h.dtype)})
 
 
@@ -210,16 +195,14 @@ def cal_dpo(s: Scored, *, beta: float = 0.001, weight: float = 1.0) -> Loss:
 
     loss = -logsigmoid(a - b) + weight [(a - t)^2 + (b + t)^2],   t = 1 / (2 beta)
 
-    Gives   row [B], nats^2 but for the first term
-    Limits  weight = 0: `dpo` with beta 1. The optimum moves a single pair to a = -b a little above t, and there it stays
+    Limits  weight = 0: `dpo` with beta 1. A single pair ends at a = -b a little above t: 2 weight (a - t) = sigmoid(-2 a)
     Not     mild: the authors' beta 0.001 asks for 500 nats. Their code has weight 0.5
     Source  arXiv:2412.14516; scripts/dpo_trainer.py of the authors' code
     """
     positive("beta", beta, "the log-ratios go to plus and minus 1 / (2 beta)")
     _not_negative("weight", weight, "it weighs the squares against the pair loss")
-    target = 1 / (2 * beta)
-    a, b = s.logratio.unbind(1)
-    squares = _expected(s, (a - target) ** 2 + (b + target) ** 2, (a + target) ** 2 + (b - target) ** 2)
+    (a, b), t = s.logratio.unbind(1), 1 / (2 * beta)
+    squares = _expected(s, (a - t) ** 2 + (b + t) ** 2, (a + t) ** 2 + (b - t) ** 2)
     return Loss(_logistic(s, a - b) + weight * squares, pair_metrics(s, 1.0))
 
 
@@ -235,7 +218,7 @@ def flex_dpo(s: Scored, *, beta_w: float = 0.1, beta_l: float = 0.05) -> Loss:
     """
     positive("beta_w", beta_w, "it is the pull of the chosen response")
     positive("beta_l", beta_l, "it is the push of the rejected response; at 0 the loss would saturate on the chosen one alone")
-    reward = s.logratio * torch.tensor([beta_w, beta_l], dtype=s.logratio.dtype, device=s.logratio.device)
+    reward = s.logratio * s.logratio.new_tensor([beta_w, beta_l])
     other = beta_w * s.logratio[:, 1] - beta_l * s.logratio[:, 0]
     return Loss(_expected(s, -logsigmoid(reward[:, 0] - reward[:, 1]), -logsigmoid(other)), _metrics(reward))
 
@@ -263,11 +246,8 @@ def spce(s: Scored, *, beta: float = 0.1) -> Loss:
     """
     if s.rows.prefer is None:
         raise PreftuneError("spce reads the soft label prefer, but the rows carry none; give prefer or votes, or use dpo")
-    loss, order = dpo(s, beta=beta), s.rows.label("disagreement")
-    return loss if order is None else replace(loss, metrics={**loss.metrics, "disagreement": order.to(loss.row.dtype)})
-
-
-# --- weights --------------------------------------------------------------------------------------------------------
+    loss, apart = dpo(s, beta=beta), s.rows.label("disagreement")
+    return loss if apart is None else replace(loss, metrics={**loss.metrics, "disagreement": apart.to(loss.row.dtype)})
 
 
 class _Factor(str):
@@ -282,10 +262,8 @@ def wpo(objective: Objective, *, limit: float = 1.0) -> Objective:
 
     loss = min(limit, w_0 w_1) times the pair's loss,   w = exp(mean over the tokens of log pi(y_t) - log sum_v pi(v)^2), a constant
 
-    A token's weight is its probability over that of a token drawn from the policy: 1 on average, and at most the square
-    root of the vocabulary's size, so that without a limit a pair weighs no more than that size.
-
-    Limits  w = 1 for a uniform policy and for a response the policy is sure of
+    Limits  w = 1 for a uniform policy and for a response the policy is sure of; of one token: 1 on average over the policy's
+            own, at most the root of the vocabulary's size
     Not     for objectives that couple rows (AOT sorts them): refused. TRL 1.16 has no limit (inf here); earlier versions had 1
     Source  arXiv:2406.11827 eq. 2; scripts/run_wpo.py of the authors' code (limit 1)
     """
@@ -302,10 +280,8 @@ def wpo(objective: Objective, *, limit: float = 1.0) -> Objective:
 def wpo_plain(objective: Objective) -> Objective:
     """WPO without alignment: w = exp(mean log-probability of the response's tokens), a constant.
 
-    The product of two such weights is at most 1 and falls with the entropy of the text.
-
-    Not     `wpo`, whose weights are near 1 on the policy's own samples. open-instruct clamps this product at 1, which it
-            never exceeds, and lets the gradient through it; here it is a constant as in the paper
+    Not     `wpo`, whose weights are near 1 on the policy's own samples; these fall with the entropy of the text. open-instruct
+            clamps w_0 w_1 at 1, which it never exceeds, and lets the gradient through it; here it is a constant as in the paper
     Source  open_instruct/dpo_utils.py, wpo_loss
     """
     return _weighted(objective, lambda s: s.mean_logp.sum(1), (), "w_plain")
@@ -314,11 +290,8 @@ def wpo_plain(objective: Objective) -> Objective:
 def _weighted(objective: Objective, exponent: Callable[[Scored], Tensor], wants: tuple[Want, ...], name: str) -> Objective:
     declared = needs_of(objective)
     if declared.columns != 2 or declared.batch:
-        raise PreftuneError(
-            "wpo weighs the losses of single pairs, but this objective reads "
-            + ("the whole batch" if declared.batch else f"{declared.columns} responses")
-            + "; give it a pairwise objective such as dpo, ipo or hinge"
-        )
+        found = "the whole batch" if declared.batch else f"{declared.columns} responses"
+        raise PreftuneError(f"wpo weighs losses of single pairs, but this objective reads {found}; give it one of a pair, such as dpo")
 
     def weighted(s: Scored) -> Loss:
         loss, weight = objective(s), exponent(s).detach().exp()
