@@ -1,0 +1,230 @@
+"""Every method of the catalogue trains for 75 steps on a small language model, from real ratings.
+
+    OMP_NUM_THREADS=1 python benchmarks/catalogue.py --out docs/results.md
+
+Offline methods see the same 1200 pairs (chosen: mean rating above 1.5, rejected: below -1.5, under 18 words) in the same order, 16 a
+step; graded methods 1200 lists of four sentences. Self-play sees the prompts alone and a judge fitted on other texts, which also
+scores 256 samples of every method. Hyperparameters are the methods' defaults unless SETTINGS says otherwise; nothing is tuned, so
+this shows that each method does what its loss says, not which one is best.
+
+Results are kept in a JSON file beside --out, one entry a method, and written after each: an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_model import PROMPTS, RECIPE, small_model
+
+import preftune
+from preftune import provenance
+from preftune.api import prepare
+from preftune.data import from_rows
+from preftune.data.feed import TextFeed
+from preftune.data.ratings import above, movie_reviews, texts_of
+from preftune.evaluation import draw, held_out
+from preftune.judges.ratings import ratings
+from preftune.learner import GradientLearner
+from preftune.methods import METHODS
+from preftune.policies.text import load
+from preftune.types import LABELS, Context, Key, Method, Policy, Rows, needs_of
+
+STEPS, BATCH, SEED, TRAIN, TEST, FIXED, SAMPLES = 75, 16, 0, 1200, 250, 48, 256
+TRAINING: dict[str, Any] = {"lr": 3e-4, "batch": BATCH, "micro_batch": BATCH, "schedule": "linear", "warmup": 0.1, "steps": STEPS}
+DECODING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 32}
+
+# name -> (hyperparameters and training settings that are not the defaults, why)
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "simpo": ({"gamma_beta_ratio": 0.5}, "has no default; the authors' starting point"),
+    "ipo-avg": ({"tau": 2.0}, "ipo's 0.1 times about 20 tokens: the same target in nats a response"),
+    "cal-dpo": ({"beta": 0.05}, "the authors' 0.001 asks for 500 nats"),
+    "sppo-hard": ({"beta": 0.05}, "the authors' 0.001 asks for 500 nats"),
+    "sppo": ({"eta": 20.0, "prompts_per_round": 400, "epochs": 1.0}, "the authors' 1000 asks for 500 nats; 3 rounds of 25 steps"),
+    "osp": ({"prompts_per_round": 200}, "one round: 200 prompts with six pairs each are 75 steps"),
+    "tr-dpo": ({"every": 16}, "the authors' 512 steps are more than there are"),
+    "lipo": ({"unit": 8.0}, "scores reach from 0 to 8; grades then from 0 to 1, as in the paper"),
+    "tpo": ({"unit": 8.0}, "scores reach from 0 to 8"),
+    "c-advipo": ({"iterations": 3, "step": 1e-3}, "time: three steps of the attack instead of ten, ten times as long"),
+    "c-advul": ({"iterations": 3, "step": 1e-3}, "the same"),
+}
+
+# --- the data -----------------------------------------------------------------------------------------------------------
+
+
+class Ratings:
+    """Sentences under 18 words with their mean rating, by part, and rows made of them."""
+
+    def __init__(self) -> None:
+        texts, self.votes = movie_reviews()
+        self.texts = {part: {i: t for i, t in texts_of(texts, part).items() if len(t.split()) < 18} for part in ("train", "test")}
+        self.mean = {i: sum(v) / len(v) for i, v in self.votes.items()}
+
+    def rows(self, part: str, count: int, bands: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+        """`count` rows with one sentence of each band of mean ratings, best first, and every label that is known of them."""
+        texts = self.texts[part]
+        found = []
+        pools = []
+        for number, (low, high) in enumerate(bands):
+            fitting = [i for i in texts if low < self.mean[i] <= high]
+            draws = [Key.of(SEED).fold(part, number, again).numpy().permutation(len(fitting)) for again in range(-(-count // len(fitting)))]
+            pools.append([fitting[j] for order in draws for j in order][:count])
+        for row, ids in enumerate(zip(*pools, strict=True)):
+            sentences = [texts[i] for i in ids]
+            best, last = self.votes[ids[0]], self.votes[ids[-1]]
+            found.append(
+                {
+                    "id": f"{part}-{row}",
+                    "prompt": PROMPTS[row % len(PROMPTS)],
+                    "responses": sentences,
+                    "ranked": True,
+                    "scores": [self.mean[i] + 4 for i in ids],  # 0 to 8
+                    "prefer": above(best, last),
+                    "other_scores": [-len(text.split()) / 10 for text in sentences],  # brevity, in units of reward
+                    "texts": list(ids),
+                }
+            )
+        return found
+
+
+KIND, HARSH = (1.5, 4.0), (-4.0, -1.5)
+PAIR, LIST, TRIPLE = (KIND, HARSH), (KIND, (0.3, 1.5), (-1.5, -0.3), HARSH), (KIND, HARSH, (2.0, 4.0))
+BANDS = {1: PAIR, 2: PAIR, 3: TRIPLE, "K": LIST, 0: PAIR}
+
+
+def data_for(method: Method, ratings: Ratings) -> list[dict[str, Any]]:
+    """The rows that a method reads, with the labels that it needs and no others: hard pairs unless it cannot do without more."""
+    needs = needs_of(method.objective)
+    columns = 0 if not method.offline else method.columns or needs.columns
+    bands = PAIR if "desirable" in needs.labels else BANDS[columns]
+    reads = {"score": "scores"}
+    keep = {reads.get(label, label) for label in needs.labels} | ({"scores"} if columns == "K" else set())
+    drop = {"scores", "prefer", "other_scores"} - keep
+    return [{name: value for name, value in row.items() if name not in drop} for row in ratings.rows("train", TRAIN, bands)]
+
+
+def halves(ctx: Context) -> Rows:
+    """Every response in two steps of equally many tokens: boundaries for methods that weigh steps."""
+    length = ctx.feed.response.length
+    return ctx.feed.replace(segments=torch.stack([torch.zeros_like(length), length // 2, length], 2))
+
+
+def composed(name: str, settings: dict[str, Any]) -> Any:
+    """What preftune.train takes: the method by its name; where the data lack the steps of a response, with `halves`."""
+    if name != "tpo":
+        return name
+    return replace(METHODS["tpo"](**settings), collect=halves)
+
+
+# --- one run ------------------------------------------------------------------------------------------------------------
+
+
+def feed_of(method: Method, data: Any, tokenizer: Any) -> TextFeed:
+    """The rows as preftune.train reads them."""
+    needs = needs_of(method.objective)
+    made = getattr(getattr(method.collect, "func", method.collect), "makes", ())
+    extra = tuple(label for label in needs.labels if label not in (*LABELS, *made))
+    return TextFeed(data, tokenizer, 0 if not method.offline else method.columns or needs.columns, labels=extra)
+
+
+@torch.no_grad()
+def loss_on(learner: GradientLearner, start: Policy, rows: Rows) -> float:
+    """The method's loss on collected rows against the start as reference, without what it remembers of earlier steps."""
+    now = dict(learner.roles), learner.running
+    learner.roles, learner.running = {**learner.roles, "reference": start}, {}
+    _, losses = learner.measure(rows)
+    learner.roles, learner.running = now
+    weight = torch.ones(len(rows)) if rows.weight is None else rows.weight
+    total = sum(float(len(loss.row) if loss.count is None else loss.count.sum()) for loss in losses)
+    return float((weight.double() * torch.cat([loss.row for loss in losses]).double()).sum() / total)
+
+
+class Bench:
+    """What all runs share: model folder, ratings, judge, held-out pairs, prompts to sample for."""
+
+    def __init__(self) -> None:
+        self.folder, self.ratings, self.judge = small_model(), Ratings(), ratings("kind")
+        self.start = load(str(self.folder))
+        test = from_rows(self.ratings.rows("test", TEST, PAIR))
+        self.test = TextFeed(test, self.start.tokenizer, 2)
+        self.clusters = range(TEST)  # no sentence stands in two of these pairs, so a bootstrap over pairs is one over texts
+        assert len({i for record in test.records(range(TEST)) for i in record.meta["texts"]}) == 2 * TEST
+        asked = from_rows([{"id": f"sample-{i}", "prompt": PROMPTS[i % len(PROMPTS)]} for i in range(SAMPLES)])
+        self.asked = TextFeed(asked, self.start.tokenizer, 0).rows(range(SAMPLES))
+
+    def measured(self, policy: Policy) -> dict[str, Any]:
+        """Held-out pairs relative to the start, and the judge's opinion of fresh samples."""
+        batches = (self.test.rows(range(at, min(at + 50, TEST))) for at in range(0, TEST, 50))
+        pairs = held_out(policy, self.start, batches, clusters=self.clusters, seed=SEED)
+        score = draw(policy, self.asked, 1, Key.of(SEED).fold("samples"), judge=self.judge, decoding=DECODING).score
+        assert score is not None
+        found = {name: pairs[name] for name in ("accuracy", "logp_chosen", "logp_rejected")}
+        return found | {"judge": float(score.mean()), "judge_se": float(score.std()) / SAMPLES**0.5}
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Train one method from the start, and measure."""
+        settings, _ = SETTINGS.get(name, ({}, ""))
+        what = composed(name, settings)
+        given = {} if isinstance(what, Method) else settings
+        method = prepare(what, {**TRAINING, **given}).method
+        data = from_rows(data_for(method, self.ratings))
+        policy, kept = load(str(self.folder)), []
+        policy.max_new_tokens = DECODING["max_new_tokens"]
+        start = policy.reference()
+        before = GradientLearner(policy, method, {"current": policy, "reference": start}, micro_batch=BATCH)
+        fixed = feed_of(method, data, policy.tokenizer).rows(range(FIXED))
+        roles = {"current": policy, "reference": start, "opponent": policy}
+        rows = method.collect(Context(roles, fixed, [self.judge], key=Key.of(SEED).fold("fixed"))).take(range(FIXED))
+        first = loss_on(before, start, rows)
+        keep: Callable[[Any], None] = lambda event: kept.append(event.learner) if event.step == STEPS else None
+        began, spent = time.monotonic(), time.process_time()
+        with tempfile.TemporaryDirectory() as scratch:
+            run = preftune.train(
+                policy, what, data, judge=self.judge, out=Path(scratch) / "run", samples=0, progress=False, seed=SEED, save_every=0,
+                callbacks=[keep], **TRAINING, **given,
+            )  # fmt: skip
+        seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - spent}
+        losses = {"loss_before": first, "loss_after": loss_on(kept[0], start, rows)}
+        told = [line["loss"] for line in run.history]
+        return {
+            **losses, **self.measured(policy), **seconds, "steps": run.steps, "settings": settings, "commit": provenance.commit(),
+            "self_play": not method.offline, "columns": str(needs_of(method.objective).columns), "curve": [told[0], told[-1]],
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these methods, also where a result of them is kept")
+    parser.add_argument("--page", action="store_true", help="write the page from what is kept and run nothing")
+    options = parser.parse_args()
+    kept_at = options.out.with_suffix(".json")
+    kept: dict[str, Any] = json.loads(kept_at.read_text()) if kept_at.exists() else {}
+    missing = [] if options.page else options.only or [name for name in METHODS if name not in kept.get("runs", {})]
+    if missing:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        bench = Bench()
+        if "start" not in kept:
+            kept |= {"start": bench.measured(bench.start), "runs": {}}
+        kept |= {"versions": provenance.versions(), "model": json.loads((bench.folder / "made.json").read_text()), "recipe": RECIPE}
+        for name in missing:
+            kept["runs"][name] = found = bench.run(name)
+            kept_at.write_text(json.dumps(kept, indent=1) + "\n")
+            told = f"loss {found['loss_before']:.4f} -> {found['loss_after']:.4f}  accuracy {found['accuracy']['value']:.3f}"
+            drift = f"drift {found['logp_chosen']['value']:+.1f} {found['logp_rejected']['value']:+.1f}"
+            print(
+                f"{name:20} {told}  judge {found['judge']:+.3f} +- {found['judge_se']:.3f}  {drift}  {found['seconds']:.0f} s", flush=True
+            )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
