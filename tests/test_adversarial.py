@@ -244,7 +244,7 @@ def test_the_attack_lowers_the_cross_entropy_of_the_away_response_step_by_step()
         policy = tiny_policy(train)
         rows = encoded(policy, 3)
         entropies = []
-        for steps in range(1, 7):
+        for steps in (1, 2, 3, 5, 8):
             _, before, after = attack(policy, away(rows), steps, 1e-3, 0.05 * policy.embedding_scale())
             assert close(before, -policy.score(rows).mean_logp[:, 1])
             entropies.append(float(after.mean()))
@@ -385,10 +385,10 @@ def test_training_under_attack_makes_the_attack_weaker() -> None:
         one = learner(method, policy, optimiser="adamw", lr=2e-3)
         for _ in range(7):
             method.update(one, lambda opponent: rows)
-        offsets, _, _ = attack(policy, away(rows), 5, 5e-3, 0.1 * policy.embedding_scale())
+        offsets, _, _ = attack(policy, away(rows), 3, 5e-3, 0.1 * policy.embedding_scale())
         with torch.no_grad():
             means = [policy.score(some).mean_logp for some in (rows, policy.perturb(rows, offsets))]
         return tuple(float((mean[:, 0] - mean[:, 1]).mean()) for mean in means)  # type: ignore[return-value]
 
-    (calm, calm_hit), (_, hard_hit) = lead(methods.ipo_avg(0.25)), lead(methods.c_advipo(0.25, 5, step=5e-3, eps=0.1))
+    (calm, calm_hit), (_, hard_hit) = lead(methods.ipo_avg(0.25)), lead(methods.c_advipo(0.25, 3, step=5e-3, eps=0.1))
     assert calm_hit < calm - 0.5 and hard_hit > calm_hit + 0.5
