@@ -11,18 +11,12 @@ from torch import Tensor
 
 from ..logic.structure import Structure
 from ..logic.text import ATOMS
-from ..numerics import log1mexp, logsigmoid, positive
+from ..numerics import log1mexp, positive
 from ..types import Loss, Needs, Objective, PreftuneError, Scored
 from .pairwise import lengths
+from .reference_free import LINKS, Link
 
-Link = Literal["logistic", "hinge", "squared"]
 Scale = Literal["per_token", "sequence"]
-
-LINKS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "logistic": lambda rho, beta: -logsigmoid(beta * rho),
-    "hinge": lambda rho, beta: torch.relu(1 - beta * rho),
-    "squared": lambda rho, beta: (rho - 1 / (2 * beta)) ** 2,
-}
 SCALES: dict[str, Callable[[Scored, Tensor], Tensor]] = {
     "per_token": lambda s, logp: logp / lengths(s),
     "sequence": lambda s, logp: logp,
@@ -39,8 +33,8 @@ def semantic(s: Scored, *, structure: Structure, link: Link, beta: float, scale:
 
     Reads   atoms w, l from logp and rw, rl from ref_logp: log p per response (sequence) or per token (per_token); log m = -margin
     Gives   row [B];  metrics: rho, accuracy (rho > 0)
-    Limits  the core "l -> w" is CPO, ORPO, cCPO or unCPO by its condition, and DPO with the reference; of two structures of which
-            one entails the other, the entailing one has the smaller rho at all p
+    Limits  the core "l -> w" is CPO, ORPO, cCPO or unCPO by what is given and on both sides, "l & rw -> w & rl" is DPO; of two
+            structures of which one entails the other, the entailing one has the smaller rho at all p
     Not     an objective by itself: `compiled` makes one, with the needs of its structure. On the scale sequence 1 - p is 1 up to
             rounding; a p of exactly 1 whose 1 - p is read is refused by row
     Source  arXiv:2412.17696
@@ -61,7 +55,7 @@ def semantic(s: Scored, *, structure: Structure, link: Link, beta: float, scale:
     if "m" in atoms:
         logp["m"] = torch.full_like(s.logp[:, 0], -margin)
     rho = log_ratio(structure, {name: x.detach() if name in ("rw", "rl", "m") else x for name, x in logp.items()})
-    return Loss(LINKS[link](rho, beta), {"rho": rho.detach(), "accuracy": (rho.detach() > 0).to(rho.dtype)})
+    return Loss(LINKS[link](beta * rho, beta), {"rho": rho.detach(), "accuracy": (rho.detach() > 0).to(rho.dtype)})
 
 
 def compiled(
