@@ -225,6 +225,10 @@ ENDS: dict[str, End] = {
         partial(rdpo, label_smoothing=0.1), outcomes(P), dpo_optimum(overshot(P, 0.1), MU, BETA)
     ),
     "tr-dpo: between two moves of the reference": End(methods.tr_dpo(beta=BETA).objective, outcomes(P), TILTED),
+    "curry-dpo: within a stage": End(methods.curry_dpo(beta=BETA).objective, outcomes(P), TILTED),
+    "reward-augmented: at each goal": End(methods.reward_augmented(beta=BETA).objective, outcomes(P), TILTED),
+    "logic: dpo's formula": End(methods.logic("DPO", scale="sequence", beta=BETA).objective, outcomes(P), TILTED),
+    "logic: orpo's formula, the odds": End(methods.logic("ORPO").objective, outcomes(P), odds_optimum(R)),
     "ipo: any game, by the law of the pairs": End(ipo, outcomes(GAME, LAW), ipo_optimum(GAME, MU, BETA, law=LAW)),
     "ipo: uniform law, the mean win rate": End(ipo, soft(GAME), (MU + (2 * GAME - 1).mean(1) / (2 * BETA)).log_softmax(0)),
     "ipo: sure labels": End(ipo, outcomes(SURE), tensor([1 / (2 * BETA), 0.0]).log_softmax(0)),
