@@ -17,7 +17,7 @@ def flex_dpo(beta_w: float = 0.1, beta_l: float = 0.05, lam: float = 0.0) -> Met
 
     Equal betas and lam = 0 are dpo; equal betas alone are rpo_avg. Against the suppression of both responses: as the
     rejected one's probability q falls, dpo's push on it grows like 1 / q. beta_l has to stay above 0, or the loss
-    saturates on the chosen response alone. The paper gives no values; these are ours.
+    saturates on the chosen response alone. The values are ours; the paper's are not known to us.
     """
     pair = partial(loss, beta_w=beta_w, beta_l=beta_l)
     return Method(add(pair, scale(nll, lam)) if lam else pair, given, frozen, plain)
