@@ -22,6 +22,7 @@ VERBS = {
     "play": "preftune.cli.play:play",
     "logic": "preftune.cli.logic:logic",
     "show": "preftune.cli.show:show",
+    "from-trl": "preftune.cli.from_trl:from_trl",
     "copy": "preftune.cli.copy:copy",
     "merge": "preftune.cli.merge:merge",
     "report": "preftune.cli.report:report",

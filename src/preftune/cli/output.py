@@ -66,6 +66,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     Console(highlight=False).print(table)
 
 
+def print_list(kind: str, sentences: Sequence[str]) -> None:
+    """Sentences on stdout, each behind the same word, wrapped to the width of the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for sentence in sentences:
+        table.add_row(f"[bold]{kind}[/]", _plain(sentence))
+    if sentences:
+        Console(highlight=False).print(table)
+
+
 def curve(values: Sequence[float], *, width: int = 72, height: int = 12) -> str:
     """A curve of positive values on a logarithmic axis, drawn with characters; a column spans the lowest and highest of its values."""
     known = [v for v in values if v > 0]
