@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from facts import B, Facts, Limit, Refusal, Value, normal, pairs, row
+from facts import B, Facts, Limit, Refusal, Value, at_reference, normal, pairs, row, soft_pairs, swapped
 from preftune import methods
 from preftune.objectives import degree, pairwise
 from preftune.objectives.auxiliary import add, scale
@@ -19,6 +19,10 @@ SHIPPED = {
     "spo-degree": Facts(methods.spo_degree(), steady=True, shift=True, swap=False),  # the label of the copies is no side of the pair
     "spo-degree ordinal": Facts(methods.spo_degree(ordinal="logistic"), steady=True, shift=True),
     "spo-degree hinge": Facts(methods.spo_degree(ordinal="hinge"), steady=True, shift=True),
+    "curry-dpo": Facts(methods.curry_dpo(), steady=True, shift=True, swap=True),
+    "curry-dpo mixed": Facts(methods.curry_dpo(variant="mixed"), steady=True, shift=True, swap=True),
+    "reward-augmented": Facts(methods.reward_augmented(), steady=True, shift=True, swap=True),
+    "reward-augmented smoothed": Facts(methods.reward_augmented(label_smoothing=0.3), shift=True, swap=True),
 }
 
 
@@ -94,18 +98,53 @@ LIMITS: dict[str, Limit] = {
     "dpo plus nothing times degree is dpo": (row(add(pairwise.dpo, scale(degree.degree, 0.0))), row(pairwise.dpo), graded),
 }
 
+LIMITS |= {
+    "curry_dpo's loss is dpo": (row(methods.curry_dpo(beta=0.2).objective), row(methods.dpo(beta=0.2).objective), soft_pairs),
+    "curry_dpo's loss is dpo in every variant": (
+        row(methods.curry_dpo(beta=0.2, variant="mixed").objective),
+        row(methods.dpo(beta=0.2).objective),
+        soft_pairs,
+    ),
+    "reward_augmented's loss is dpo at beta 0.01": (
+        row(methods.reward_augmented().objective),
+        row(methods.dpo(beta=0.01).objective),
+        pairs,
+    ),
+    "reward_augmented with smoothing is cdpo": (
+        row(methods.reward_augmented(0.1, 0.3).objective),
+        row(methods.dpo(0.1, 0.3).objective),
+        pairs,
+    ),
+}
+
+SAME_GRADIENT: dict[str, Limit] = {
+    "without goals in their prompts the two rows of a pair cancel at the reference": (
+        lambda s: pairwise.dpo(s).row + pairwise.dpo(swapped(s)).row,
+        lambda s: 0 * s.logp.sum(1),
+        lambda: at_reference(pairs()),
+    ),
+}
+
 VALUES: dict[str, Value] = {
     "degree of a head at zero is ln 3": (row(degree.degree), math.log(3), lambda: at_zero(3)),
     "ordinal of a head at zero is ln 2": (row(degree.ordinal), math.log(2), lambda: at_zero(1)),
     "ordinal's hinge of a head at zero is 1": (lambda s: degree.ordinal(s, surrogate="hinge").row, 1.0, lambda: at_zero(1)),
 }
 
-BETAS = {"spo-degree": lambda v: methods.spo_degree(beta=v)}
+BETAS = {
+    "spo-degree": lambda v: methods.spo_degree(beta=v),
+    "curry-dpo": lambda v: methods.curry_dpo(beta=v),
+    "reward-augmented": lambda v: methods.reward_augmented(beta=v),
+}
+
+FLIP_RATES = {"reward-augmented": lambda e: methods.reward_augmented(label_smoothing=e)}
 
 REFUSED: dict[str, Refusal] = {
     "a negative weight of the degrees": (lambda: methods.spo_degree(gamma=-0.1), "gamma is -0.1"),
     "a single degree": (lambda: methods.spo_degree(degrees=1), "degrees is 1"),
     "an unknown way to remove": (lambda: methods.spo_degree(remove="letters"), "remove is 'letters'"),
     "an unknown surrogate": (lambda: degree.ordinal(graded(1), surrogate="squared"), "surrogate is 'squared'"),
+    "a curriculum of no stage": (lambda: methods.curry_dpo(stages=0), "stages is 0"),
+    "an unknown curriculum": (lambda: methods.curry_dpo(variant="hard first"), "variant is 'hard first'"),
     "degrees without a head": (lambda: degree.degree(pairs()), "heads="),
 }

@@ -17,6 +17,7 @@ from .c_advipo import c_advipo
 from .c_advul import c_advul
 from .cal_dpo import cal_dpo
 from .cpo import cpo
+from .curry_dpo import curry_dpo
 from .discopop import discopop
 from .dpo import dpo
 from .dpo_norm import dpo_norm
@@ -44,6 +45,7 @@ from .osp import osp
 from .pair_logistic import pair_hinge, pair_logistic
 from .rdpo import rdpo
 from .rdpo_length import rdpo_length
+from .reward_augmented import reward_augmented
 from .rlhf_secrets_2 import rlhf_secrets_2
 from .rpo import rpo, rpo_avg
 from .sft import sft
@@ -114,6 +116,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "c-advipo": c_advipo,
     "c-advul": c_advul,
     "logic": logic,
+    "curry-dpo": curry_dpo,
+    "reward-augmented": reward_augmented,
 }
 
 ALIASES = {"robust-dpo": "rdpo", "r-dpo": "rdpo-length", "sigmoid-norm": "dpo-norm", "extragradient": "egpo", "nll": "sft"}
