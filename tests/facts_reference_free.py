@@ -214,6 +214,11 @@ LIMITS: dict[str, Limit] = {
         lambda s: -means(s)[0] - torch.log(1 - means(s)[1].exp()),
         pairs,
     ),
+    "asft classifies each response by beta times its log-odds": (
+        row(partial(asft, beta=0.5)),
+        lambda s: -sum(logsigmoid(sign * 0.5 * torch.log(m.exp() / (1 - m.exp()))) for sign, m in zip((1, -1), means(s), strict=True)),
+        pairs,
+    ),
     "asft minus orpo's odds ratio is -log of one of the two alone": (
         row(asft),
         lambda s: odds_ratio(s).row - torch.log(means(s)[0].exp() * (1 - means(s)[1].exp()) + means(s)[1].exp() * (1 - means(s)[0].exp())),

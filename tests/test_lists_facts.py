@@ -14,6 +14,8 @@ from torch import Tensor
 
 from facts import B, at, at_reference, close, columns, gradient, row
 from facts_lists import LOSSES, K, absent, best_first, like, lists, one_step, ranked, relabelled, shortened, tree, trees
+from preftune import methods
+from preftune.learner import GradientLearner
 from preftune.objectives import pairwise
 from preftune.objectives.listwise import (
     graded,
@@ -28,7 +30,9 @@ from preftune.objectives.listwise import (
 )
 from preftune.objectives.tree import tpo
 from preftune.policies.tabular import TableResponses
-from preftune.types import Objective, Rows, Scored
+from preftune.policies.text.tokens import encode
+from preftune.types import Objective, PreftuneError, Rows, Scored
+from text_fixtures import Record, tiny_policy, tiny_tokenizer
 from vector_rows import VECTORS
 
 LISTWISE = VECTORS["listwise"]
@@ -316,6 +320,15 @@ def test_tpo_skips_what_the_best_path_does_not_have() -> None:
     assert loss.isfinite().all() and pull[0, :, 0].all() and not pull[0, :, 1].any()
 
 
+def test_tpo_skips_a_step_that_only_the_best_path_has() -> None:
+    """The other path ends after step 0, whose cosine is 0: s = .5 (2 * 1 + 2 * 2), .5 (1 * 3)."""
+    s = two_paths()
+    s = replace(s, rows=s.rows.replace(segments=torch.tensor([[[0, 2, 6], [0, 1, 1]]])))
+    s.states[0, 1, 1] = torch.nan
+    s = replace(s, segment_logp=s.segment_logp * torch.tensor([[[1.0, 1.0], [1.0, 0.0]]]))
+    assert tpo(s, beta=0.5, unit=1.0).metrics["margin"].item() == pytest.approx(3.0 - 1.5)
+
+
 def test_descent_on_tpo_raises_the_best_path_where_the_released_code_lowers_it() -> None:
     """Released: -logsigmoid(beta rank), rank = mean_{i, j} -logsigmoid((R_i - R_j) sign(v_i - v_j)): its pull on the best is positive."""
     s = at_reference(one_step(3))
@@ -346,3 +359,37 @@ def test_absent_paths_take_no_part_in_tpo() -> None:
     rest = replace(relabelled(s, [0, 1, 2]), rows=s.rows.replace(present=None, score=score[:, :3], segments=cuts[:, :3]))
     close(tree(s).row, tree(rest).row)
     assert not gradient(row(tree), s)[:, 3].any()
+
+
+# --- on a language model ------------------------------------------------------------------------------------------------
+
+
+def paths() -> Rows:
+    """Two prompts with three paths of up to three steps, the second prompt with two paths; boundaries cut the tokens in thirds."""
+    steps = ["the sum is a list", "the list has names", "so the value is a name"]
+    texts = [["; ".join(steps), "; ".join(steps[:2]), "; ".join(reversed(steps))], ["; ".join(steps[1:]), steps[2]]]
+    records = [Record(f"tree {i}", "what is the value", found, ranked=True, scores=[100.0, 60.0, 5.0][: len(found)])
+               for i, found in enumerate(texts)]  # fmt: skip
+    rows, _ = encode(records, tiny_tokenizer())
+    length = rows.response.length[:, :, None]
+    return rows.replace(segments=torch.cat([0 * length, (length + 2) // 3, (2 * length + 2) // 3, length], 2))
+
+
+@pytest.mark.parametrize("name", ["tpo", "lipo"])
+def test_lists_of_unequal_length_train_a_language_model_whatever_the_micro_batch(name: str) -> None:
+    method, rows = methods.METHODS[name](unit=100.0), paths()
+    losses = {}
+    for micro_batch in (1, 2):
+        policy = tiny_policy()
+        roles = {"current": policy, "reference": policy.reference()}
+        learner = GradientLearner(policy, method, roles, optimiser="sgd", lr=0.05, micro_batch=micro_batch)
+        losses[micro_batch] = [learner.descend(rows)["loss"] for _ in range(6)]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)  # float32 passes
+    assert all(after < before for before, after in itertools.pairwise(losses[1]))
+
+
+def test_tpo_on_rows_without_marked_steps_says_what_is_missing() -> None:
+    policy = tiny_policy()
+    learner = GradientLearner(policy, methods.tpo(), {"current": policy, "reference": policy.reference()})
+    with pytest.raises(PreftuneError, match="carry no segments"):
+        learner.descend(paths().replace(segments=None))

@@ -16,7 +16,7 @@ def lipo(beta: float = 0.05, ranks: listwise.Ranks = "model", reduction: listwis
 
     unit divides the data's scores before they become gains 2^psi: give 10 for marks of 0 to 10. With two responses of grades
     1 and 0 this is 0.532 times dpo; with weights of one it is pair-logistic. ranks=labels takes the discount from the
-    grades, which on images is RankDPO. The authors' beta is recalled, not read.
+    grades, which on images is RankDPO. The default beta is not checked against the paper.
     """
     objective = partial(listwise.lipo, beta=beta, ranks=ranks, reduction=reduction, unit=unit)
     return Method(objective, given, frozen, plain)

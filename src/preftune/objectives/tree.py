@@ -70,7 +70,7 @@ def _tokens(s: Scored) -> Tensor:
         return s.rows.segments.diff(dim=2).to(s.logp)
     if steps == 1:
         raise PreftuneError(
-            "tpo weighs the steps of a response, but the rows carry no segments, so that each response is one; needed the boundaries of "
-            "the steps in tokens, rows.segments [B, K, S + 1]; give them with the data, or use lipo, which reads whole responses"
+            "tpo weighs the steps of a response, but the rows carry no segments, so that each response is one; needed rows.segments "
+            "[B, K, S + 1], where the steps begin and end in tokens; collect rows that have them, or use lipo, which reads whole responses"
         )
     return (lengths(s) / steps)[:, :, None].expand(-1, -1, steps)  # made-up rows come without boundaries: steps of one length
