@@ -34,7 +34,7 @@ from preftune.data.feed import TextFeed
 from preftune.data.ratings import critic_pairs, movie_reviews, texts_of
 from preftune.evaluation import draw
 from preftune.judges.ratings import ratings
-from preftune.log import Log
+from preftune.log import Log, write_whole
 from preftune.methods import dpo, spo_degree
 from preftune.objectives import degree, pairwise
 from preftune.policies.text import CachedReference
@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {"lr": 3e-4, "batch": 16, "micro_batch": 16, "epochs"
 DECODING: dict[str, Any] = {"max_new_tokens": 32}
 CONTROLS: dict[str, dict[str, Any]] = {"keyphrases": {}, "random": {"remove": "random"}, "shuffled": {"shuffle_degrees": True}}
 VOCABULARY, BASE_STEPS, BASE_BATCH = 2048, 600, 32
+DEGREE_PAIRS = 300  # pairs that the degrees are measured on
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -103,8 +104,8 @@ def base_model(texts: list[str], folder: Path, seed: int = 0) -> Path:
 
 
 def copies(policy: Any, method: Method, feed: TextFeed, seed: int) -> Rows:
-    """The held-out pairs with the copies that the method makes."""
-    return method.collect(Context({"current": policy}, feed.rows(range(len(feed))), key=Key.of(seed).fold("held-out copies")))
+    """The first pairs with the copies that the method makes."""
+    return method.collect(Context({"current": policy}, feed.rows(range(min(DEGREE_PAIRS, len(feed)))), key=Key.of(seed).fold("copies")))
 
 
 @torch.no_grad()
@@ -144,11 +145,15 @@ def cosine(policy: Any, reference: Any, rows: Rows) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--gammas", type=float, nargs="+", default=[0.1, 1.0])
-    parser.add_argument("--samples", type=int, default=128, help="texts drawn from each trained model")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--samples", type=int, default=96, help="texts drawn from each trained model")
+    parser.add_argument("--out", type=Path, help="written after every run")
+    parser.add_argument("--show", type=Path, help="tabulate such a file, seeds that are complete, and train nothing")
     options = parser.parse_args()
+    if options.show:
+        summarise(json.loads(options.show.read_text()))
+        return
     texts, votes = movie_reviews()
     judge = ratings("harsh")
     arms: dict[str, Method] = {"dpo": dpo()}
@@ -186,16 +191,16 @@ def main() -> None:
                     test = copies(policy, method, held_out, seed)
                     run["degree_accuracy"] = degree_accuracy(policy, test)
                     run["by_length"] = by_length(copies(policy, method, pairs, seed), test)
-                    run["cosine"] = cosine(policy, reference, test.take(range(64)))
+                    run["cosine"] = cosine(policy, reference, test.take(range(32)))
                 found["runs"].append(run)
                 told = {
                     name: numpy.mean(run[name]) for name in ("accuracy", "judge", "degree_accuracy", "by_length", "cosine") if name in run
                 }
                 line = "  ".join(f"{name} {value:+.3f}" for name, value in told.items())
                 print(f"seed {seed}  {arm:14}  {line}  {outcome.steps} steps  {run['cpu_seconds']:.0f} CPU seconds", flush=True)
+                if options.out:
+                    write_whole(options.out, json.dumps(found))
     summarise(found)
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def fresh(policy: Any, start: dict[str, torch.Tensor]) -> None:
@@ -230,6 +235,9 @@ def summarise(found: dict[str, Any]) -> None:
         return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
     arms = list(dict.fromkeys(run["arm"] for run in found["runs"]))
+    whole = [seed for seed in found["seeds"] if [run["seed"] for run in found["runs"]].count(seed) == len(arms)]
+    found["runs"] = [run for run in found["runs"] if run["seed"] in whole]
+    print(f"\nseeds {whole}, {found['pairs']} held-out pairs, judge before {numpy.mean(found['before']):+.3f}, commit {found['commit']}")
     print("\n| arm | held-out accuracy | judge | chosen | rejected | degree accuracy | by length | cosine |\n" + "|---" * 8 + "|")
     for arm in arms:
         judged, heads = stack(arm, "judge"), arm != "dpo"
