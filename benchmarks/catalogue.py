@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from preftune import provenance
 from preftune.api import prepare
 from preftune.data import from_rows
 from preftune.data.feed import TextFeed
+from preftune.data.goals import rows_with_goals
 from preftune.data.ratings import above, movie_reviews, texts_of
 from preftune.evaluation import draw, held_out
 from preftune.judges.ratings import ratings
@@ -50,6 +52,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "sppo-hard": ({"beta": 0.05}, "the authors' 0.001 asks for 500 nats"),
     "sppo": ({"eta": 20.0, "prompts_per_round": 400, "epochs": 1.0}, "the authors' 1000 asks for 500 nats; 3 rounds of 25 steps"),
     "osp": ({"prompts_per_round": 200}, "one round: 200 prompts with six pairs each are 75 steps"),
+    "curry-dpo": ({"prompts_per_round": 400}, "three stages of 25 steps, each on other lists"),
     "tr-dpo": ({"every": 16}, "the authors' 512 steps are more than there are"),
     "lipo": ({"unit": 8.0}, "scores reach from 0 to 8; grades then from 0 to 1, as in the paper"),
     "tpo": ({"unit": 8.0}, "scores reach from 0 to 8"),
@@ -108,7 +111,16 @@ def data_for(method: Method, ratings: Ratings) -> list[dict[str, Any]]:
     reads = {"score": "scores"}
     keep = {reads.get(label, label) for label in needs.labels} | ({"scores"} if columns == "K" else set())
     drop = {"scores", "prefer", "other_scores"} - keep
-    return [{name: value for name, value in row.items() if name not in drop} for row in ratings.rows("train", TRAIN, bands)]
+    rows = ratings.rows("train", TRAIN, bands)
+    return with_goals(rows) if "goal" in needs.labels else [{k: v for k, v in row.items() if k not in drop} for row in rows]
+
+
+def with_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Half of the pairs, each twice: asked for the score of the better sentence, then for that of the worse one."""
+    half = [{**row, "scores": [round(score) for score in row["scores"]]} for row in rows[: TRAIN // 2]]
+    made = list(rows_with_goals(from_rows(half), Counter(), text="{goal}", place="prompt"))
+    order = Key.of(SEED).fold("goals").numpy().permutation(len(made))
+    return [made[i] for i in order]
 
 
 def halves(ctx: Context) -> Rows:
@@ -153,18 +165,21 @@ class Bench:
     def __init__(self) -> None:
         self.folder, self.ratings, self.judge = small_model(), Ratings(), ratings("kind")
         self.start = load(str(self.folder))
-        test = from_rows(self.ratings.rows("test", TEST, PAIR))
-        self.test = TextFeed(test, self.start.tokenizer, 2)
-        self.clusters = range(TEST)  # no sentence stands in two of these pairs, so a bootstrap over pairs is one over texts
-        assert len({i for record in test.records(range(TEST)) for i in record.meta["texts"]}) == 2 * TEST
-        asked = from_rows([{"id": f"sample-{i}", "prompt": PROMPTS[i % len(PROMPTS)]} for i in range(SAMPLES)])
-        self.asked = TextFeed(asked, self.start.tokenizer, 0).rows(range(SAMPLES))
+        self.test = self.ratings.rows("test", TEST, PAIR)
+        # no sentence stands in two of these pairs, so a bootstrap over pairs is one over texts
+        assert len({i for row in self.test for i in row["texts"]}) == 2 * TEST
+        self.asked = [{"id": f"sample-{i}", "prompt": PROMPTS[i % len(PROMPTS)]} for i in range(SAMPLES)]
 
-    def measured(self, policy: Policy) -> dict[str, Any]:
-        """Held-out pairs relative to the start, and the judge's opinion of fresh samples."""
-        batches = (self.test.rows(range(at, min(at + 50, TEST))) for at in range(0, TEST, 50))
-        pairs = held_out(policy, self.start, batches, clusters=self.clusters, seed=SEED)
-        score = draw(policy, self.asked, 1, Key.of(SEED).fold("samples"), judge=self.judge, decoding=DECODING).score
+    def measured(self, policy: Policy, goal: str = "") -> dict[str, Any]:
+        """Held-out pairs relative to the start, and the judge's opinion of fresh samples, with a goal in front of the prompts."""
+        test, asked = (
+            TextFeed(from_rows([{**row, "prompt": goal + row["prompt"]} for row in rows]), self.start.tokenizer, columns)
+            for rows, columns in ((self.test, 2), (self.asked, 0))
+        )
+        batches = (test.rows(range(at, min(at + 50, TEST))) for at in range(0, TEST, 50))
+        pairs = held_out(policy, self.start, batches, clusters=range(TEST), seed=SEED)
+        prompts = asked.rows(range(SAMPLES))
+        score = draw(policy, prompts, 1, Key.of(SEED).fold("samples"), judge=self.judge, decoding=DECODING).score
         assert score is not None
         found = {name: pairs[name] for name in ("accuracy", "logp_chosen", "logp_rejected")}
         return found | {"judge": float(score.mean()), "judge_se": float(score.std()) / SAMPLES**0.5}
@@ -191,13 +206,98 @@ class Bench:
                 policy, what, data, judge=self.judge, out=Path(scratch) / "run", samples=0, progress=False, seed=SEED, save_every=0,
                 callbacks=[keep], **TRAINING, **given,
             )  # fmt: skip
+        if run.stopped != "finished":
+            raise SystemExit(f"{name}: {run.stopped} after {run.steps} steps")
         seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - spent}
-        losses = {"loss_before": first, "loss_after": loss_on(kept[0], start, rows)}
-        told = [line["loss"] for line in run.history]
+        goal = "8\n\n" if "goal" in needs_of(method.objective).labels else ""
         return {
-            **losses, **self.measured(policy), **seconds, "steps": run.steps, "settings": settings, "commit": provenance.commit(),
-            "self_play": not method.offline, "columns": str(needs_of(method.objective).columns), "curve": [told[0], told[-1]],
-        }  # fmt: skip
+            "loss_before": first,
+            "loss_after": loss_on(kept[0], start, rows),
+            **self.measured(policy, goal),
+            **seconds,
+            "steps": run.steps,
+            "settings": settings,
+            "commit": provenance.commit(),
+            "curve": [line["loss"] for line in (run.history[0], run.history[-1])],
+        }
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------
+
+EXCEPTIONS: dict[str, str] = {}  # method whose loss does not fall, or whose interval reaches down to one half -> why
+
+HEAD = """# Every method on one task
+
+Measured, not tuned: each method of the registry trains the same small language model on the same real ratings for {steps} steps, to show
+that it runs end to end and does what its loss says. It does not show which method is best: learning rate and budget are the same
+for all, and most authors chose their values for models ten thousand times as large.
+
+    {command}
+
+- model: {parameters:,} weights, trained from scratch on film review sentences without their ratings (`benchmarks/small_model.py`;
+  {bits:.2f} bits a byte on sentences it has not seen; the held-out pairs are made of those)
+- data: {train} pairs, chosen with a mean human rating above 1.5, rejected below -1.5 (scale -4 to 4), under 18 words, hard labels;
+  graded methods get {train} lists of four with the mean ratings as scores; modpo a second score against length; reward-augmented
+  {train} rows with goals; triple-po a third, liked sentence; self-play the prompts and a judge. Single raters' votes come from the
+  archive of vaderSentiment
+- training: AdamW, lr {lr:g} with warm-up and linear decay, {batch} rows a step, all weights, seed {seed}; hyperparameters are the
+  methods' defaults except in the table below
+- loss: on {fixed} fixed rows with the start as reference, before and after
+- accuracy: implicit reward (log-probability less the start's) on {test} held-out pairs, with a 95 % bootstrap interval; no sentence
+  stands in two of them, so pairs are the clusters of texts
+- judge: mean score of {samples} samples (temperature {temperature:g}, top-p {top_p:g}) with its standard error, by a ridge on words
+  that was fitted on other texts; expected human rating, -4 to 4
+- drift: change of the log-probability of held-out chosen and rejected sentences, nats a sentence
+- seconds: processor time of one thread for the {steps} steps
+"""
+
+
+def interval(x: dict[str, float]) -> str:
+    return f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
+
+
+def fails(found: dict[str, Any]) -> list[str]:
+    """Which of the two bars a method misses."""
+    missed = [] if found["loss_after"] < found["loss_before"] else [f"loss {found['loss_before']:.4g} to {found['loss_after']:.4g}"]
+    return missed + ([] if found["accuracy"]["low"] > 0.5 else [f"accuracy {interval(found['accuracy'])}"])
+
+
+def page(kept: dict[str, Any]) -> str:
+    """docs/results.md from what is kept."""
+    runs = {name: kept["runs"][name] for name in METHODS if name in kept["runs"]}
+    commits = sorted({found["commit"] for found in runs.values()})
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    head = HEAD.format(
+        command="OMP_NUM_THREADS=1 python benchmarks/catalogue.py", steps=STEPS, train=TRAIN, batch=BATCH, seed=SEED, fixed=FIXED,
+        test=TEST, samples=SAMPLES, lr=TRAINING["lr"], temperature=DECODING["temperature"], top_p=DECODING["top_p"],
+        parameters=kept["model"]["parameters"], bits=kept["model"]["bits_per_byte"],
+    )  # fmt: skip
+    start = kept["start"]
+    lines = [
+        head,
+        "| method | loss | held-out accuracy | judge | chosen | rejected | seconds |",
+        "|---|---|---|---|---|---|---|",
+        f"| the start | | 0.500 | {start['judge']:+.2f} ± {start['judge_se']:.2f} | 0 | 0 | |",
+    ]
+    for name, found in runs.items():
+        judged = f"{found['judge']:+.2f} ± {found['judge_se']:.2f}"
+        drift = " | ".join(f"{found[column]['value']:+.1f}" for column in ("logp_chosen", "logp_rejected"))
+        loss = f"{found['loss_before']:.4g} → {found['loss_after']:.4g}"
+        lines.append(f"| {name} | {loss} | {interval(found['accuracy'])} | {judged} | {drift} | {found['cpu_seconds']:.0f} |")
+    missed = {name: fails(found) for name, found in runs.items() if fails(found)}
+    falls = sum(found["loss_after"] < found["loss_before"] for found in runs.values())
+    ordered = sum(found["accuracy"]["low"] > 0.5 for found in runs.values())
+    lines += ["", f"The loss on the fixed rows falls for {falls} of {len(runs)} methods; held-out accuracy lies above one half with its"]
+    lines += [f"whole interval for {ordered} of {len(runs)}."]
+    if missed:
+        lines += ["", "| exception | found | why |", "|---|---|---|"]
+        lines += [f"| {name} | {', '.join(found)} | {EXCEPTIONS.get(name, 'not explained')} |" for name, found in missed.items()]
+    absent = [name for name in METHODS if name not in runs]
+    lines += ["", f"Not run: {', '.join(absent)}."] if absent else []
+    lines += ["", "Settings that are not the methods' defaults:", "", "| method | settings | why |", "|---|---|---|"]
+    for name, (settings, why) in SETTINGS.items():
+        lines.append(f"| {name} | {', '.join(f'{key} = {value:g}' for key, value in settings.items())} | {why} |")
+    return "\n".join([*lines, "", f"Commit {', '.join(commits)}; {versions}.", ""])
 
 
 def main() -> None:
@@ -216,13 +316,19 @@ def main() -> None:
             kept |= {"start": bench.measured(bench.start), "runs": {}}
         kept |= {"versions": provenance.versions(), "model": json.loads((bench.folder / "made.json").read_text()), "recipe": RECIPE}
         for name in missing:
-            kept["runs"][name] = found = bench.run(name)
+            try:
+                found = bench.run(name)
+            except preftune.PreftuneError as error:  # one method's refusal does not cost the others' results
+                print(f"{name:20} {error}", flush=True)
+                continue
+            kept["runs"][name] = found
             kept_at.write_text(json.dumps(kept, indent=1) + "\n")
             told = f"loss {found['loss_before']:.4f} -> {found['loss_after']:.4f}  accuracy {found['accuracy']['value']:.3f}"
             drift = f"drift {found['logp_chosen']['value']:+.1f} {found['logp_rejected']['value']:+.1f}"
             print(
                 f"{name:20} {told}  judge {found['judge']:+.3f} +- {found['judge_se']:.3f}  {drift}  {found['seconds']:.0f} s", flush=True
             )
+    options.out.write_text(page(kept))
 
 
 if __name__ == "__main__":
