@@ -7,10 +7,10 @@ keyphrases DPO + gamma * degree, copies lose their key phrases (spo-degree as it
 random     the same, but copies lose as many words drawn by chance: if this helps as much, key phrases are not what works
 shuffled   the same as keyphrases, but the degrees are dealt out by chance: there is nothing to learn
 
-A language model of 0.9 million weights is trained from scratch on film review sentences (about a minute), then every arm
-starts from it. All texts of the held-out pairs are unseen by model, judge and arms. A seed chooses which training sentences
-meet, their order and the samples. Harsh sentences are preferred. Each text is in one pair, so a bootstrap over pairs is one
-clustered by text; intervals resample seeds and pairs (or samples) together.
+Every arm starts from the language model of small_model.py, 0.9 million weights trained from scratch on film review sentences.
+No text of the held-out pairs was seen by model, judge or arms. A seed chooses which training sentences meet, their order and
+the samples. Harsh sentences are preferred. Each text is in one pair, so a bootstrap over pairs is one clustered by text;
+intervals resample seeds and pairs (or samples) together.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import Any
 import numpy
 import torch
 from preference_term import pair_metrics
+from small_model import PROMPTS, small_model
 
 from preftune import provenance, training
 from preftune.data import from_rows
 from preftune.data.columns import Record
 from preftune.data.feed import TextFeed
-from preftune.data.ratings import critic_pairs, movie_reviews, texts_of
+from preftune.data.ratings import critic_pairs, movie_reviews
 from preftune.evaluation import draw
 from preftune.judges.ratings import ratings
 from preftune.log import Log, write_whole
@@ -41,63 +42,12 @@ from preftune.policies.text import CachedReference
 from preftune.policies.text import load as load_policy
 from preftune.types import Context, Key, Method, Rows
 
-PROMPT = "Review:"
+PROMPT = PROMPTS[0]
 PAIRS: dict[str, Any] = {"words": (4, 24), "mean": 1.0, "prompt": PROMPT, "system": None}
 SETTINGS: dict[str, Any] = {"lr": 3e-4, "batch": 16, "micro_batch": 16, "epochs": 1.0, "schedule": "linear", "save_every": 0}
 DECODING: dict[str, Any] = {"max_new_tokens": 32}
 CONTROLS: dict[str, dict[str, Any]] = {"keyphrases": {}, "random": {"remove": "random"}, "shuffled": {"shuffle_degrees": True}}
-VOCABULARY, BASE_STEPS, BASE_BATCH = 2048, 600, 32
 DEGREE_PAIRS = 300  # pairs that the degrees are measured on
-
-
-# --- the model ------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_of(texts: list[str]) -> Any:
-    """A byte-level BPE trained on these texts; <|end|> ends a sentence."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|end|>", "<|pad|>"], initial_alphabet=alphabet, show_progress=False),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False)
-
-
-def base_model(texts: list[str], folder: Path, seed: int = 0) -> Path:
-    """A small Llama that has learnt to write such sentences after the prompt, from nothing."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = tokenizer_of(texts)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    sentences = [tokenizer(PROMPT + text)["input_ids"][:95] + [0] for text in texts]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    generator = numpy.random.default_rng(seed)
-    for step in range(BASE_STEPS):
-        for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min((step + 1) / 50, (BASE_STEPS - step) / BASE_STEPS)
-        rows = [sentences[i] for i in generator.integers(len(sentences), size=BASE_BATCH)]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [1] * (width - len(row)) for row in rows])
-        loss = model(input_ids=ids, attention_mask=(ids != 1).long(), labels=ids.masked_fill(ids == 1, -100)).loss
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-    print(f"base model: {sum(p.numel() for p in model.parameters()):,} weights, {BASE_STEPS} steps, loss {loss.item():.2f} nats a token")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -160,8 +110,7 @@ def main() -> None:
     arms |= {f"{name} {gamma:g}": spo_degree(gamma=gamma, **how) for gamma in options.gammas for name, how in CONTROLS.items()}
     found: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions(), "settings": SETTINGS, "seeds": options.seeds}
     with tempfile.TemporaryDirectory() as scratch:
-        seen = [*texts_of(texts, "judge").values(), *texts_of(texts, "train").values()]
-        policy = load_policy(base_model(seen, Path(scratch) / "base"), device="cpu")
+        policy = load_policy(small_model(), device="cpu")
         start, reference = policy.state(), CachedReference(policy.reference())
 
         def feed(part: str, seed: int) -> TextFeed:
