@@ -1,5 +1,6 @@
 # make quickstart   align a real language model on real human ratings, from nothing
 # make test         the default suite;  make slow: the long tests;  make lint;  make types;  make wheel
+# make docs         write docs/methods.md from the methods
 # Choose the interpreter with `make PYTHON=python3.12 ...` and the environment's place with VENV=...
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 TESTING = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: quickstart install dev test slow lint types wheel clean
+.PHONY: quickstart install dev test slow lint types docs wheel clean
 
 quickstart: install
 	$(BIN)/preftune quickstart
@@ -42,6 +43,9 @@ lint: dev
 
 types: dev
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/preftune show --docs docs/methods.md
 
 wheel: dev
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,13 +16,22 @@ from ..types import Method, PreftuneError
 from .options import Json, Set, pairs
 from .output import number, print_json, print_table
 
+CLAUSE = 30  # characters; shorter ones are a name before a colon
+INSISTS = {"simpo": {"gamma_beta_ratio": "0.5"}}  # what a method has no default for, so that its sheet can be written
+
 
 def show(
     method: Annotated[str | None, typer.Argument(help="A method's name, or package.module:function; without it the list of all.")] = None,
     setting: Set = None,
+    docs: Annotated[Path | None, typer.Option(help="Write the page of all methods to this Markdown file.")] = None,
     json: Json = False,
 ) -> None:
-    """Describe a method: formula, source, hyperparameters, what it needs, its relatives."""
+    """Describe a method: formula, source, hyperparameters, what it needs, its traps, relatives and names elsewhere."""
+    if docs is not None:
+        from .sheets import write
+
+        write(docs)
+        return
     if method is None:
         listed = catalogue()
         if json:
@@ -58,6 +68,7 @@ def catalogue() -> dict[str, dict[str, str]]:
 def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
     """All that `show METHOD` prints, as plain values."""
     from ..api import prepare
+    from ..methods import METHODS
     from ..registry import REQUIRED, resolve_method, signature_of, words
 
     function = resolve_method(name)
@@ -70,6 +81,7 @@ def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
             for one in signature_of(function).values()
         },
         "relatives": relatives(function),
+        "known_as": known_as(function),
         "file": inspect.getsourcefile(function),
     }
     try:
@@ -77,15 +89,31 @@ def describe(name: str, settings: dict[str, str]) -> dict[str, Any]:
     except PreftuneError as error:  # a method may insist on a value; what it says then is worth printing
         if settings:
             raise
-        return facts | {"composition": {"with its defaults": str(error)}}
+        own = next((own for own, one in METHODS.items() if one is function), "")
+        if own not in INSISTS:
+            return facts | {"composition": {"with its defaults": str(error)}}
+        return facts | composition(prepare(name, INSISTS[own]).method)
+
+
+def known_as(function: Callable[..., Method]) -> list[dict[str, str]]:
+    """What other code calls the method: {"in", "name", "here"}."""
+    from ..methods import METHODS
+    from ..methods.known_as import KNOWN_AS
+    from .trl.losses import names_in_trl
+
+    own = [name for name, one in METHODS.items() if one is function]
+    found = [{"in": "TRL", "name": there, "here": here} for name in own for there, here in names_in_trl(name)]
+    return found + [{"in": known.library, "name": known.name, "here": known.here} for name in own for known in KNOWN_AS.get(name, ())]
 
 
 def composition(method: Method) -> dict[str, Any]:
     """The four parts of a method, the formulas of its objective, what it needs and what it recommends."""
     from ..types import needs_of, parts_of
+    from .sheets import sections
 
     needs = needs_of(method.objective)
     objectives = list(parts_of(method.objective))
+    docs = {one.__name__: inspect.getdoc(one) or "" for one in objectives}
     return {
         "composition": {
             "collect": name_of(method.collect),
@@ -94,13 +122,17 @@ def composition(method: Method) -> dict[str, Any]:
             "update": name_of(method.update),
             "rows are collected every": method.collect_every,
         },
-        "formulas": {one.__name__: inspect.getdoc(one) or "" for one in objectives},
+        "formulas": docs,
+        "traps": {name: sections(doc)["Not"] for name, doc in docs.items() if "Not" in sections(doc)},
         "needs": {
             "responses per prompt": needs.columns,
             "labels": list(needs.labels),
             "reads where given": list(needs.optional),
             "a reference": needs.reference,
             "a judge": not method.offline,
+            "computed besides": [*needs.wants, *(f"head {name} ({head.size})" for name, head in method.heads.items())],
+            "the whole batch at once": needs.batch,
+            "log-ratios up to": needs.domain,
         },
         "recipe": dict(method.recipe),
         "notes": list(method.notes),
@@ -137,9 +169,10 @@ def _text(function: Callable[..., Any]) -> str:
 
 
 def _first_sentence(function: Callable[..., Any]) -> str:
-    """Up to the first full stop, colon or semicolon at the end of a clause."""
+    """Up to the first full stop, colon or semicolon at the end of a clause that says something."""
     text = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
-    return re.split(r"[.;:] |\.$", text)[0]
+    ends = [found.start() for found in re.finditer(r"[.;:] |\.$", text)]
+    return text[: next((end for end in ends if end >= CLAUSE), len(text))].rstrip(".")
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -156,6 +189,9 @@ def _print(facts: dict[str, Any]) -> None:
         print(f"\nnote: {note}")
     for name, formula in facts.get("formulas", {}).items():
         print(f"\n{name}\n" + "\n".join(f"    {line}".rstrip() for line in formula.splitlines()))
+    if facts["known_as"]:
+        print("\nyou may know it as")
+        print_table(["in", "its name", "here"], [list(one.values()) for one in facts["known_as"]])
     if facts["relatives"]:
         print(f"\nrelatives: {', '.join(facts['relatives'])}")
     print(f"\nfile: {facts['file']}")

@@ -91,7 +91,7 @@ KNOWN_AS: dict[str, tuple[Known, ...]] = {
     "orpo": (
         Known("authors' code (orpo)", "orpo_trainer", "lam = alpha; likelihood over prompt and answer unless --disable_prompt_loss"),
         Known(FACTORY, "pref_loss: orpo", "lam = pref_beta; the same likelihood as here"),
-        Known(TURBO, "orpo", "lam = lambda_ at beta = 1 and ce_coef = 1: its beta stands inside the sigmoid"),
+        Known(TURBO, "orpo", "lam = lambda_ where its beta, which stands inside the sigmoid, and ce_coef are 1"),
     ),
     "asft": (Known(TURBO, "asft", "lam = lambda_, ce = ce_coef, beta"),),
     "kto": (
