@@ -386,7 +386,7 @@ LIMITS: dict[str, Limit] = soft_label_facts() | {
         lambda s: 0.5 * (torch.sigmoid(h(s, 0.5)) - s.rows.prefer),
         soft_pairs,
     ),
-    "rlhf_secrets_2: margins clipped to 0 are dpo": (row(methods.rlhf_secrets_2(0.5, clip=0.0).objective), row(dpo5), scored_pairs),
+    "rlhf_secrets_2: margins clipped to 0 are dpo": (row(methods.rlhf_secrets_2(0.5, largest=0.0).objective), row(dpo5), scored_pairs),
     "rlhf_secrets_2: the margin is the difference of mean rewards": (
         row(methods.rlhf_secrets_2(0.5).objective),
         lambda s: -torch.nn.functional.logsigmoid(h(s, 0.5) - 0.7),
@@ -540,8 +540,9 @@ REFUSED: dict[str, Refusal] = {
     "spce without soft labels": (lambda: spce(pairs()), "soft label prefer"),
     "one answer to compare": (lambda: methods.osp(responses=1), "responses is 1"),
     "a temper of nothing": (lambda: methods.osp(T=0.0), "T is 0.0"),
-    "a share of all labels": (lambda: methods.rlhf_secrets_2(share=1.0), "share is 1.0"),
-    "a negative clip": (lambda: methods.rlhf_secrets_2(clip=-1.0), "clip is -1.0"),
+    "a share of all labels": (lambda: methods.rlhf_secrets_2(mode="flip", share=1.0), "share is 1.0"),
+    "a share where nothing is turned": (lambda: methods.rlhf_secrets_2(share=0.1), "mode is margin and share"),
+    "a negative clip": (lambda: methods.rlhf_secrets_2(largest=-1.0), "largest is -1.0"),
     "an unknown shift in a mixture": (lambda: probe(methods.mpo_mixed(shift="moving")), "shift is 'moving'"),
 }
 

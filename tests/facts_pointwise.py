@@ -323,7 +323,7 @@ REFUSED: dict[str, Refusal] = {
     "win rates of sppo that are missing": (lambda: sppo(pairs()), "winrate"),
     "an eta of sppo that is not above zero": (lambda: methods.sppo(eta=0.0), "eta is 0.0"),
     "one response of sppo alone": (lambda: methods.sppo(responses=1), "responses is 1"),
-    "a choice of sppo's responses that is unknown": (lambda: methods.sppo(keep="best"), "keep is 'best'"),
+    "a choice of sppo's responses that is unknown": (lambda: methods.sppo(train_on="best"), "train_on is 'best'"),
     "unlabelled rows where labels are made": (lambda: select.labelled(SILENT), "neither desirable labels nor ranked pairs"),
     "extremes of rows that nobody judged": (lambda: select.extremes(pairs().rows), "no win rates"),
 }

@@ -586,7 +586,7 @@ def fitted(objective: Objective, x: Tensor, rows: Rows) -> np.ndarray:
 def test_margins_are_clipped_on_both_sides() -> None:
     score = torch.tensor([[9.0, 0.0], [0.0, 9.0], [1.0, 0.5]], dtype=torch.float64)
     zero = torch.zeros(3, 2, dtype=torch.float64)
-    found = methods.rlhf_secrets_2(clip=2.0).objective(Scored(judged(score), zero, zero))
+    found = methods.rlhf_secrets_2(largest=2.0).objective(Scored(judged(score), zero, zero))
     close(found.row, -logsigmoid(torch.tensor([-2.0, 2.0, -0.5], dtype=torch.float64)))
     assert found.metrics["offset"].tolist() == [2, -2, 0.5]
 

@@ -419,7 +419,7 @@ def infinite_slope(s: Scored):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (reduced, r"shape \(\) for 2 rows"),
+        (reduced, r"shape \(\) for 8 rows"),
         (constant, "no gradient of constant reaches logp"),
         (differentiates_the_reference, "reaches ref_logp"),
         (only_the_reference, "reaches ref_logp"),

@@ -159,7 +159,7 @@ def test_self_judged_responses_have_win_rates_among_themselves_with_themselves_a
     policy = TabularPolicy(torch.zeros(1, 3), exact=False)
     feed = Rows(tuple(map(str, range(40))), (0,) * 40)
     ctx = Context({"current": policy, "opponent": policy}, feed, (PreferenceTable(RPS),), key=Key.of(1))
-    rows = self_judged(ctx, responses=5, keep="all")
+    rows = self_judged(ctx, responses=5, train_on="all")
     drawn = rows.response.index
     expected = RPS[drawn[:, :, None], drawn[:, None, :]].mean(2)
     close(rows.winrate, expected)
@@ -179,7 +179,7 @@ def regress(start: Tensor, P: Tensor, eta: float, *, centred: bool) -> Tensor:
     frozen = TabularPolicy(start)
     policy = TabularPolicy(start)
     ctx = Context({"current": frozen, "opponent": frozen}, frozen.rows(), (PreferenceTable(P),))
-    method = methods.sppo(eta=eta, keep="all", centred=centred)
+    method = methods.sppo(eta=eta, train_on="all", centred=centred)
     rows = method.collect(ctx)
     learner = GradientLearner(policy, method, {"current": policy, "reference": frozen.reference()}, clip=0.0)
     solver = torch.optim.LBFGS([policy.logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe")
@@ -221,7 +221,7 @@ def rounds_of(P: Tensor, start: Tensor, eta: float, rounds: int, folder: Path) -
     On a law the loss is quadratic in the log-ratios, so plain descent arrives within a round; what the rounds do is the method's.
     """
     policy, found = TabularPolicy(start), []
-    method = methods.sppo(eta=eta, keep="all", centred=True)
+    method = methods.sppo(eta=eta, train_on="all", centred=True)
     config = TrainConfig(rounds=rounds, epochs=120, batch=1, lr=2.0, schedule="constant", warmup=0.0, optimiser="sgd", save_every=0)
     each = lambda event: found.append(event.learner.policy.probabilities()[0]) if event.step % 120 == 0 else None
     judge = PreferenceTable(P)

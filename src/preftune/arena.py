@@ -17,7 +17,8 @@ from .judges.exact import PreferenceTable
 from .learner import GradientLearner
 from .policies.tabular import TableResponses, TabularPolicy
 from .registry import resolve_method, signature_of
-from .types import Key, Method, PreftuneError, Rows
+from .training import check_labels
+from .types import Context, Key, Method, PreftuneError, Rows
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ def play(
         settings = {**settings, pull: beta}
     chosen = prepare(method, settings)
     composed = chosen.method
+    if composed.collect_every == "round":
+        raise PreftuneError(
+            f"{chosen.name} learns by rounds, needed a method that learns by steps, such as egpo, or from pairs, such as dpo"
+        )
     beta = float(chosen.hyperparameters[pull])
     P = named_game(game) if isinstance(game, str) else validate(torch.as_tensor(game, dtype=torch.float64))
     n = len(P)
@@ -83,7 +88,9 @@ def play(
         policy, composed, {"current": policy, "reference": policy.reference()}, optimiser="sgd", lr=eta * beta * n / 4, clip=0.0
     )
     judges, key = (PreferenceTable(P),), Key.of(seed)
-    feed = policy.rows() if composed.collect_every == "step" else _all_pairs(P)
+    feed = _all_pairs(P) if composed.offline else policy.rows()
+    if composed.offline:
+        check_labels(composed, composed.collect(Context(learner.roles, feed, judges, key=key)))
     gaps, gaps0 = [], []
     for step in range(steps + 1):
         log_p = policy.logits.detach()[0].log_softmax(0)

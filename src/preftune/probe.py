@@ -10,7 +10,6 @@ from .policies.tabular import TableResponses
 from .reference import none
 from .types import LABELS, Head, Method, Needs, PreftuneError, Rows, Scored, needs_of
 
-
 ROWS = 8  # enough for an objective with a flat region to show a slope somewhere
 
 

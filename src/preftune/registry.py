@@ -28,12 +28,15 @@ TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
 REFUSED = object()  #                 a value that is not of the kind asked for
 
+FEW = 20  # names that an error still lists
+
 
 def lookup(name: str, table: Mapping[str, T], kind: str) -> T:
     """The entry `name` of a registry; an unknown name is refused with the nearest ones."""
     if name in table:
         return table[name]
-    raise PreftuneError(f"there is no {kind} {name!r}, needed one of {', '.join(sorted(table))}{_meant(name, table)}")
+    known = ", ".join(sorted(table)) if len(table) <= FEW else f"the {len(table)} that `preftune show` lists"
+    raise PreftuneError(f"there is no {kind} {name!r}, needed one of {known}{_meant(name, table)}")
 
 
 def _meant(name: str, names: Iterable[str]) -> str:

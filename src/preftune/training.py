@@ -19,7 +19,7 @@ from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
 from .learner import OPTIMISERS, GradientLearner, drift
 from .log import Log, check_tracker
-from .types import Collect, Context, Judge, Key, Method, Metrics, Policy, PreftuneError, Rows, RowsAgainst, needs_of
+from .types import Collect, Context, Judge, Key, Method, Metrics, Policy, PreftuneError, Rows, RowsAgainst, needs_of, parts_of
 
 LOWER_IS_BETTER = ("loss", "kl", "nll", "length")  # and metrics whose names end so
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps after warm-up that is left -> share of the peak rate
@@ -166,8 +166,11 @@ def positions(key: Key, prompts: int, batch: int, step: int) -> list[int]:
 def check_labels(method: Method, rows: Rows) -> list[str]:
     """Refuse rows that lack what the objective reads; returns notes about labels that it leaves unread."""
     declared = needs_of(method.objective)
-    name = getattr(getattr(method.objective, "func", method.objective), "__name__", "this objective")
+    name = " + ".join(getattr(part, "__name__", "this objective") for part in parts_of(method.objective))
     have = [label for label in ("score", "prefer", "winrate", "desirable") if getattr(rows, label) is not None]
+    if isinstance(declared.columns, int) and rows.response is not None and rows.response.shape[1] < declared.columns:
+        found = rows.response.shape[1]
+        raise PreftuneError(f"{name} reads {declared.columns} responses of a prompt, but the rows have {found}; give the missing ones")
     if "ranked" in declared.labels and not rows.ranked:
         raise PreftuneError(
             f"{name} reads ranked responses, but the rows have {', '.join(have) or 'no labels'}; "

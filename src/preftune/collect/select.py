@@ -10,7 +10,7 @@ import torch
 from ..types import Collect, Context, PreftuneError, Rows
 from .draw import against_opponent
 
-Keep = Literal["extremes", "all"]
+Trained = Literal["extremes", "all"]
 
 
 def labelled(ctx: Context) -> Rows:
@@ -39,16 +39,18 @@ def extremes(rows: Rows) -> Rows:
     return rows.replace(present=kept & here, law=None)
 
 
-def self_judged(ctx: Context, *, responses: int = 5, keep: Keep = "extremes") -> Rows:
+def self_judged(ctx: Context, *, responses: int = 5, train_on: Trained = "extremes") -> Rows:
     """`responses` of the current policy, each judged against all of them, itself at 1/2; best and worst are kept, or all."""
     rows = against_opponent(ctx, responses=responses, opponents=0)
-    return extremes(rows) if keep == "extremes" else rows
+    return extremes(rows) if train_on == "extremes" else rows
 
 
-def among_own(*, responses: int, keep: Keep) -> Collect:
+def among_own(*, responses: int, train_on: Trained) -> Collect:
     """`self_judged` with its numbers checked when a method is composed."""
     if responses < 2:
         raise PreftuneError(f"responses is {responses}, needed 2 or more: they are judged against one another; the authors draw 5")
-    if keep not in ("extremes", "all"):
-        raise PreftuneError(f"keep is {keep!r}, needed 'extremes' or 'all': train on the best and the worst response, or on every one")
-    return partial(self_judged, responses=responses, keep=keep)
+    if train_on not in ("extremes", "all"):
+        raise PreftuneError(
+            f"train_on is {train_on!r}, needed 'extremes' or 'all': train on the best and the worst response, or on every one"
+        )
+    return partial(self_judged, responses=responses, train_on=train_on)
