@@ -183,3 +183,80 @@ def test_training_reads_the_column_and_finds_the_last_row_without_it_before_it_b
     with pytest.raises(PreftuneError, match=r"data.jsonl, row 4, column 'margin': found no value"):
         run(str(file), out=tmp_path / "refused")
     assert not (tmp_path / "refused" / "metrics.jsonl").exists()
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+STEPS = {"prompt": "2 + 2 + 1 =", "responses": ["2 + 2 = 5", "2 + 2 = 4, 4 + 1 = 5"], "scores": [1, 9]}
+
+
+def cuts(row: dict[str, Any], columns: Any = "K", **options: Any) -> tuple[list[Any], list[list[str]]]:
+    made = TextFeed(from_rows([row]), tiny_tokenizer(), columns, steps=True, **options)
+    rows = made.rows([0])
+    return [] if rows.segments is None else rows.segments[0].tolist(), rows.response.show()
+
+
+def test_steps_become_boundaries_in_tokens_beside_their_response() -> None:
+    """The better answer stands second in the file. Its tokens up to a border, decoded, are the steps up to there."""
+    row = STEPS | {"steps": [["2 + 2 = 5"], ["2 + 2 = 4,", " 4 + 1", " = 5"]]}
+    made = TextFeed(from_rows([row]), tokenizer := tiny_tokenizer(), "K", steps=True)
+    rows = made.rows([0])
+    assert rows.segments is not None and rows.segments.shape == (1, 2, 4)
+    best, other = rows.segments[0].tolist()
+    tokens = rows.response.tokens[0]
+    assert best[0] == 0 and best[-1] == len(tokens[0]) and other == [0, *[len(tokens[1])] * 3]
+    texts = [tokenizer.decode(list(tokens[0][:end]), skip_special_tokens=True) for end in best]
+    assert texts == ["", "2 + 2 = 4,", "2 + 2 = 4, 4 + 1", "2 + 2 = 4, 4 + 1 = 5"]
+    assert made.rows([0]).extra == {}
+
+
+def test_a_token_belongs_to_the_step_in_which_it_begins() -> None:
+    """The tokenizer has a token for " the" and "the"; a border within it leaves it to the step of its first character."""
+    tokenizer = tiny_tokenizer()
+    assert len(tokenizer(" the", add_special_tokens=False)["input_ids"]) == 1
+    whole = {"prompt": "x", "responses": ["is the", "no"], "ranked": True}
+    inside, _ = cuts(whole | {"steps": [["is t", "he"], ["no"]]})
+    before, _ = cuts(whole | {"steps": [["is", " the"], ["no"]]})
+    n = len(tokenizer("is", add_special_tokens=False)["input_ids"])
+    assert before[0] == [0, n, n + 2] and inside[0] == [0, n + 1, n + 2]  # the end of turn belongs to the last step
+
+
+def test_empty_steps_and_a_cut_response_have_boundaries_too() -> None:
+    row = STEPS | {"steps": [["2 + 2 = 5"], ["2 + 2 = 4,", "", " 4 + 1 = 5"]]}
+    full, _ = cuts(row, 2)
+    assert full[0][1] == full[0][2]
+    short, _ = cuts(row, 2, max_response=3)
+    assert short == [[0, 3, 3, 3], [0, 3, 3, 3]]
+
+
+def test_rows_without_steps_are_one_segment_and_data_without_have_none() -> None:
+    made = TextFeed(from_rows([STEPS | {"steps": [["2 + 2 ", "= 5"], ["2 + 2 = 4, 4 + 1 = 5"]]}, STEPS]), tiny_tokenizer(), "K", steps=True)
+    rows = made.rows([0, 1])
+    length = rows.response.length
+    assert rows.segments is not None and rows.segments[1].tolist() == [[0, n, n] for n in length[1].tolist()]
+    assert cuts(STEPS)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([["2 + 2 = 5"], ["2 + 2 = 4,", "4 + 1 = 5"]], r"row 1, column 'steps': found steps that make '2 \+ 2 = 4,4 \+ 1 = 5', needed"),
+        ([["2 + 2 = 5"]], r"found 1 values, needed 2"),
+        (["2 + 2 = 5", "2 + 2 = 4, 4 + 1 = 5"], r"column 'steps': found 2 \+ 2 = 5, needed a list"),
+        ([["2 + 2 = 5"], [1]], r"column 'steps': .* needed text"),
+    ],
+)
+def test_steps_that_do_not_make_the_response_are_refused_before_training(steps: Any, message: str) -> None:
+    with pytest.raises(PreftuneError, match=message):
+        TextFeed(from_rows([STEPS | {"steps": steps}]), tiny_tokenizer(), "K", steps=True).check()
+
+
+def test_tpo_trains_on_the_steps_of_a_file(tmp_path: Path) -> None:
+    rows = [STEPS | {"prompt": f"{i} + 1 =", "steps": [["2 + 2 = 5"], ["2 + 2 = 4,", " 4 + 1 = 5"]]} for i in range(4)]
+    file = tmp_path / "trees.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = partial(preftune.train, str(tiny_folder(tmp_path / "model")), "tpo", samples=0, progress=False, batch=2, lr=1e-3)
+    assert run(str(file), out=tmp_path / "run").steps == 2
+    file.write_text("".join(json.dumps(STEPS | {"prompt": f"{i} + 1 ="}) + "\n" for i in range(4)))
+    with pytest.raises(PreftuneError, match="segments"):
+        run(str(file), out=tmp_path / "without")

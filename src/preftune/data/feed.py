@@ -16,6 +16,7 @@ from ..types import PreftuneError, Rows
 from .columns import Record
 from .files import BATCH
 from .labels import Kind, label
+from .steps import segments, steps_of
 
 
 @dataclass
@@ -35,6 +36,7 @@ class TextFeed:
     counts: Counter[str] = field(default_factory=Counter)
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    steps: bool = False  #                                     boundaries of the column `steps` go to `Rows.segments`
     kinds: dict[str, Kind] = field(default_factory=dict)  # of the labels that were seen
 
     def __len__(self) -> int:
@@ -47,8 +49,8 @@ class TextFeed:
         self.counts.update(counts)
         if rows.prefer is not None:  # hard and soft labels mixed: an ordered pair without a number is a sure one
             rows = rows.replace(prefer=torch.nan_to_num(rows.prefer, nan=1.0))
-        extra = self.extra(found)
-        return rows.replace(extra=extra) if extra else rows
+        cuts = segments(found, [kept_of(record, self.columns) for record in found], rows, self.tokenizer) if self.steps else None
+        return rows.replace(extra=self.extra(found), segments=cuts)
 
     def extra(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """The labels that one method alone reads."""
@@ -60,10 +62,13 @@ class TextFeed:
         return extra
 
     def check(self) -> None:
-        """Read the extra labels of every row, so that the last row's mistake is found before training begins."""
-        if self.labels or self.optional:
+        """Read the extra labels and steps of every row, so that the last row's mistake is found before training begins."""
+        if self.labels or self.optional or self.steps:
             for start in range(0, len(self), BATCH):
-                self.extra(self.data.records(range(start, min(start + BATCH, len(self)))))
+                records = self.data.records(range(start, min(start + BATCH, len(self))))
+                self.extra(records)
+                for record in records if self.steps else ():
+                    steps_of(record, kept_of(record, self.columns))
 
 
 def kept_of(record: Record, columns: int | Literal["K"]) -> list[int]:

@@ -22,14 +22,21 @@ ADVICE = {"goal": "`preftune data goals IN OUT` writes it"}  # where a column co
 KINDS = ("a number", "a list of numbers", "a list of lists of numbers", "lists of one size")
 
 
+def value_of(record: Record, name: str) -> Any:
+    """What the column holds; lists stand as JSON in CSV."""
+    value = record.meta.get(name)
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        at = f"{record.where or record.id}, column {name!r}"
+        raise PreftuneError(f"{at}: found broken JSON ({error}), needed a JSON list; correct the cell") from None
+
+
 def cell(record: Record, name: str, kept: Sequence[int]) -> Any:
     """The value of a row as a number, [K] or [K][J] for the responses that are kept, or None where the cell is empty."""
-    value, where = record.meta.get(name), record.where or record.id
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a list in CSV
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise PreftuneError(f"{where}, column {name!r}: found broken JSON ({error}), needed a JSON list; correct the cell") from None
+    value, where = value_of(record, name), record.where or record.id
     if value is None or not isinstance(value, list):
         return None if value is None else number(value, where, name)
     if len(value) != len(record.responses):
