@@ -364,7 +364,7 @@ def _open(
         name: tuple(label for label in labels if label not in (*LABELS, *made))
         for name, labels in (("labels", needs.labels), ("optional", needs.optional))
     }
-    extra["steps"] = "segments" in needs.wants
+    extra["steps"] = "segments" in needs.wants and "segments" not in made
     feed = TextFeed(data, policy.tokenizer, columns, max_prompt, max_response, **extra)
     held_out = None if test is None else TextFeed(test, policy.tokenizer, columns, max_prompt, max_response, **extra)
     for read_before_training in (feed, held_out):

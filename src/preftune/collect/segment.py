@@ -15,3 +15,6 @@ def common_length(ctx: Context) -> Rows:
     length = ctx.feed.response.length
     common = length.min(1, keepdim=True).values.expand_as(length)
     return ctx.feed.replace(segments=torch.stack([torch.zeros_like(length), common, length], 2))
+
+
+common_length.makes = ("segments",)  # type: ignore[attr-defined]  # no steps of the file
