@@ -19,7 +19,7 @@ PACKAGE = Path(preftune.__file__).parent
 # "|" does not know each other; what stands on one side does.
 LAYERS = (
     "types numerics",
-    "logic",
+    "logic ranking",
     "objectives | exact",
     "policies",
     "data",

@@ -138,7 +138,9 @@ def rows_of(method: Method) -> Rows:
     drawn = random_scored(needs_of(method.objective), B, heads=method.heads).rows
     columns = drawn.response.shape[1]
     words = [[PAIRS.response.tokens[(i + k // 2) % B][k % 2] for k in range(columns)] for i in range(B)]
-    return drawn.replace(id=PAIRS.id, prompt=PAIRS.prompt, response=Words(tuple(map(tuple, words))))
+    halved = torch.tensor([[[0, len(y) // 2, len(y)] for y in row] for row in words])
+    segments = None if drawn.segments is None else halved
+    return drawn.replace(id=PAIRS.id, prompt=PAIRS.prompt, response=Words(tuple(map(tuple, words))), segments=segments)
 
 
 def counts_rows(method: Method) -> bool:

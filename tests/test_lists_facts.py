@@ -26,11 +26,11 @@ from preftune.objectives.listwise import (
     pair_logistic,
     pointwise_mse,
     pointwise_sigmoid,
-    rank,
 )
 from preftune.objectives.tree import tpo
 from preftune.policies.tabular import TableResponses
 from preftune.policies.text.tokens import encode
+from preftune.ranking import rank
 from preftune.types import Objective, PreftuneError, Rows, Scored
 from text_fixtures import Record, tiny_policy, tiny_tokenizer
 from vector_rows import VECTORS

@@ -64,6 +64,7 @@ def random_scored(declared: Needs, rows: int, *, heads: Mapping[str, Head] | Non
     labels["extra"] = {name: torch.rand(rows, columns, generator=draw, dtype=torch.float64) for name in wanted if name not in LABELS}
     more: dict[str, torch.Tensor] = {}
     if "segments" in declared.wants:  # two of them, which add up
+        labels["segments"] = torch.stack([torch.zeros_like(length), length // 2, length], 2).long()
         share = torch.rand(rows, columns, 1, generator=draw, dtype=torch.float64)
         more["segment_logp"] = (torch.cat([share, 1 - share], 2) * logp[:, :, None]).requires_grad_()
         if reference is not None:

@@ -6,12 +6,13 @@ from functools import partial
 
 from ..collect.draw import given
 from ..objectives import listwise
+from ..ranking import Ranks, Reduction
 from ..reference import frozen
 from ..types import Method
 from ..update import plain
 
 
-def lipo(beta: float = 0.05, ranks: listwise.Ranks = "model", reduction: listwise.Reduction = "sum", unit: float = 1.0) -> Method:
+def lipo(beta: float = 0.05, ranks: Ranks = "model", reduction: Reduction = "sum", unit: float = 1.0) -> Method:
     """LiPO-lambda: pairs of a graded list, weighed by how much exchanging the two would change the list's discounted gain.
 
     unit divides the data's scores before they become gains 2^psi: give 10 for marks of 0 to 10. With two responses of grades

@@ -6,7 +6,7 @@ from functools import partial
 
 from ..collect.draw import given
 from ..objectives import tree
-from ..objectives.listwise import Ranks, Reduction
+from ..ranking import Ranks, Reduction
 from ..reference import frozen
 from ..types import Method
 from ..update import plain

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..numerics import logsigmoid, positive, sigmoid
+from ..ranking import Graded, choose, plackett_luce
 from ..types import Loss, PreftuneError, Scored, needs
-from .listwise import Graded, choose, graded, plackett_luce
-from .pairwise import flip_rate
+from .listwise import graded
+from .pairwise import cross_entropy
 
 Margin = Literal["none", "subtract", "scale"]
 MARGINS: dict[str, Callable[[Scored], tuple[Tensor | float, Tensor | float]]] = {  # taken off the gap, and the loss's factor
@@ -46,13 +47,6 @@ def extra(s: Scored, name: str, *, whole: bool = True) -> Tensor:
     return label
 
 
-def cross_entropy(z: Tensor, s: Scored, label_smoothing: float) -> Tensor:
-    """-(1-e) logsigmoid(z) - e logsigmoid(-z) [B], e = P(column 1 beats column 0): from `prefer`, mixed with the flip rate."""
-    flip_rate(label_smoothing)
-    prefer = 1.0 if s.rows.prefer is None else s.rows.prefer.to(z)
-    return -logsigmoid(z) + ((1 - prefer) * (1 - label_smoothing) + prefer * label_smoothing) * z
-
-
 def judged(z: Tensor) -> dict[str, Tensor]:
     """The judge's P(column 0 beats column 1), and whether it agrees with the order; a tie is half right."""
     z = z.detach()
@@ -75,7 +69,7 @@ def bradley_terry(s: Scored, *, margin: Margin = "none", label_smoothing: float 
     r = head(s, "reward", 1)[:, :, 0]
     gap = r[:, 0] - r[:, 1]
     shift, weight = choose("margin", MARGINS, margin)(s)
-    row = weight * cross_entropy(gap - shift, s, label_smoothing) + centring * (r[:, 0] + r[:, 1]) ** 2
+    row = weight * cross_entropy(s, gap - shift, label_smoothing) + centring * (r[:, 0] + r[:, 1]) ** 2
     return Loss(row, {**judged(gap), "reward_chosen": r[:, 0].detach(), "reward_rejected": r[:, 1].detach()})
 
 
@@ -105,7 +99,7 @@ def general_preference(s: Scored, *, tau: float = 0.1, gated: bool = False, labe
         raise PreftuneError(f"the embedding has {v.shape[2]} numbers, needed an even count: two for each plane; change the head's size")
     gate = planes * head(s, "gate", planes)[:, :2].mean(1).softmax(1) if gated else 1.0
     z = skew(v[:, 0], v[:, 1], gate) / tau
-    return Loss(cross_entropy(z, s, label_smoothing), judged(z))
+    return Loss(cross_entropy(s, z, label_smoothing), judged(z))
 
 
 @needs(columns=2, labels=("ranked",), optional=("prefer",), reference=False)
@@ -120,7 +114,7 @@ def pairwise_preference(s: Scored, *, label_smoothing: float = 0.0) -> Loss:
     Source  PairRM (arXiv:2306.02561), in both orders
     """
     shown = head(s, "preference", 1)[:, :, 0]
-    row = (cross_entropy(shown[:, 0], s, label_smoothing) + cross_entropy(-shown[:, 1], s, label_smoothing)) / 2
+    row = (cross_entropy(s, shown[:, 0], label_smoothing) + cross_entropy(s, -shown[:, 1], label_smoothing)) / 2
     p = sigmoid(shown.detach())
     both = (p[:, 0] + 1 - p[:, 1]) / 2
     return Loss(row, {"probability": both, "accuracy": (1 + (both - 0.5).sign()) / 2, "bias": (p[:, 0] + p[:, 1] - 1) / 2})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..numerics import logsigmoid, positive
 from ..types import Loss, Objective, PreftuneError, Scored, Want, needs, needs_of
-from .pairwise import PAIR, PULL, dpo, gap, lengths, pair_metrics
+from .pairwise import PAIR, PULL, cross_entropy, dpo, gap, lengths, ordered, pair_metrics
 
 
 def _expected(s: Scored, labelled: Tensor, exchanged: Tensor) -> Tensor:
@@ -24,17 +24,6 @@ def _expected(s: Scored, labelled: Tensor, exchanged: Tensor) -> Tensor:
         return labelled
     prefer = s.rows.prefer.to(labelled.dtype)
     return prefer * labelled + (1 - prefer) * exchanged
-
-
-def _logistic(s: Scored, z: Tensor) -> Tensor:
-    """-logsigmoid(z) for a z that changes its sign when the columns change places."""
-    return _expected(s, -logsigmoid(z), -logsigmoid(-z))
-
-
-def _metrics(reward: Tensor) -> dict[str, Tensor]:
-    """`pair_metrics` of rewards [B, 2] that are not beta * logratio."""
-    up, down = reward.detach().unbind(1)
-    return {"reward_chosen": up, "reward_rejected": down, "margin": up - down, "accuracy": (up > down).to(up.dtype)}
 
 
 def _not_negative(name: str, value: float, meaning: str) -> None:
@@ -54,7 +43,7 @@ def dpo_norm(s: Scored, *, beta: float = 5.0) -> Loss:
     """
     positive("beta", beta, PULL)
     reward = beta * s.logratio / lengths(s)
-    return Loss(_logistic(s, reward[:, 0] - reward[:, 1]), _metrics(reward))
+    return Loss(cross_entropy(s, reward[:, 0] - reward[:, 1]), ordered(reward))
 
 
 @needs(**PAIR, wants=("segments",))
@@ -73,7 +62,7 @@ def ld_dpo(s: Scored, *, beta: float = 0.1, alpha: float = 0.5) -> Loss:
     if not 0 <= alpha <= 1:
         raise PreftuneError(f"alpha is {alpha}, needed 0 <= alpha <= 1: the share of the tail that counts; 1 is dpo")
     reward = beta * (s.logratio - (1 - alpha) * s.segment_logratio[:, :, 1:].sum(2))
-    return Loss(_logistic(s, reward[:, 0] - reward[:, 1]), _metrics(reward))
+    return Loss(cross_entropy(s, reward[:, 0] - reward[:, 1]), ordered(reward))
 
 
 @needs(**PAIR)
@@ -91,7 +80,7 @@ def rdpo_length(s: Scored, *, beta: float = 0.1, alpha: float = 0.01) -> Loss:
     positive("beta", beta, PULL)
     _not_negative("alpha", alpha, "it is what a token costs, and below 0 length would be rewarded")
     length = lengths(s).to(s.logratio.dtype)
-    return Loss(_logistic(s, beta * gap(s) + alpha * (length[:, 0] - length[:, 1])), pair_metrics(s, beta))
+    return Loss(cross_entropy(s, beta * gap(s) + alpha * (length[:, 0] - length[:, 1])), pair_metrics(s, beta))
 
 
 def _scores(s: Scored, name: str) -> Tensor:
@@ -115,7 +104,7 @@ def odpo(s: Scored, *, beta: float = 0.1, alpha: float = 1.0, clip: float = math
     """
     positive("beta", beta, PULL)
     margin = (alpha * _scores(s, "odpo")).clamp(-clip, clip)
-    return Loss(_logistic(s, beta * gap(s) - margin), {**pair_metrics(s, beta), "offset": margin})
+    return Loss(cross_entropy(s, beta * gap(s) - margin), {**pair_metrics(s, beta), "offset": margin})
 
 
 @needs(columns=2, labels=("ranked", "score"))
@@ -153,7 +142,7 @@ def modpo(s: Scored, *, beta: float = 0.1, weights: tuple[float, ...] = (0.5, 0.
         raise PreftuneError(f"link is {link!r}, needed one of {', '.join(LINKS)}")
     reward = (beta * s.logratio - _others(s, weights)) / weights[0]
     margin = reward[:, 0] - reward[:, 1]
-    return Loss(_expected(s, LINKS[link](margin), LINKS[link](-margin)), _metrics(reward))
+    return Loss(_expected(s, LINKS[link](margin), LINKS[link](-margin)), ordered(reward))
 
 
 def _others(s: Scored, weights: tuple[float, ...]) -> Tensor:
@@ -203,7 +192,7 @@ def cal_dpo(s: Scored, *, beta: float = 0.001, weight: float = 1.0) -> Loss:
     _not_negative("weight", weight, "it weighs the squares against the pair loss")
     (a, b), t = s.logratio.unbind(1), 1 / (2 * beta)
     squares = _expected(s, (a - t) ** 2 + (b + t) ** 2, (a + t) ** 2 + (b - t) ** 2)
-    return Loss(_logistic(s, a - b) + weight * squares, pair_metrics(s, 1.0))
+    return Loss(cross_entropy(s, a - b) + weight * squares, pair_metrics(s, 1.0))
 
 
 @needs(**PAIR)
@@ -220,7 +209,7 @@ def flex_dpo(s: Scored, *, beta_w: float = 0.1, beta_l: float = 0.05) -> Loss:
     positive("beta_l", beta_l, "it is the push of the rejected response; at 0 the loss would saturate on the chosen one alone")
     reward = s.logratio * s.logratio.new_tensor([beta_w, beta_l])
     other = beta_w * s.logratio[:, 1] - beta_l * s.logratio[:, 0]
-    return Loss(_expected(s, -logsigmoid(reward[:, 0] - reward[:, 1]), -logsigmoid(other)), _metrics(reward))
+    return Loss(_expected(s, -logsigmoid(reward[:, 0] - reward[:, 1]), -logsigmoid(other)), ordered(reward))
 
 
 @needs(**PAIR, reference=False)

@@ -30,39 +30,41 @@ def gap(s: Scored) -> Tensor:
 
 
 def pair_metrics(s: Scored, beta: float) -> dict[str, Tensor]:
-    """Implicit rewards beta * logratio and whether they order the pair as labelled (a tie does not)."""
-    reward = beta * s.logratio.detach()
-    return {
-        "reward_chosen": reward[:, 0],
-        "reward_rejected": reward[:, 1],
-        "margin": reward[:, 0] - reward[:, 1],
-        "accuracy": (reward[:, 0] > reward[:, 1]).to(reward.dtype),
-    }
+    """`ordered` for the implicit rewards beta * logratio."""
+    return ordered(beta * s.logratio)
+
+
+def ordered(reward: Tensor) -> dict[str, Tensor]:
+    """Rewards [B, 2], their margin, and whether they order the pair as labelled (a tie does not)."""
+    chosen, rejected = reward.detach()[:, 0], reward.detach()[:, 1]
+    right = (chosen > rejected).to(reward.dtype)
+    return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected, "accuracy": right}
+
+
+def cross_entropy(s: Scored, h: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-(1-e) logsigmoid(h) - e logsigmoid(-h) = -logsigmoid(h) + e h, with e = P(column 1 beats column 0): the row's 1 - prefer
+    mixed with the flip rate label_smoothing. The second form is computed: it keeps its relative accuracy at h = 50 and beyond.
+    """
+    flip_rate(label_smoothing)
+    row = -logsigmoid(h)
+    if s.rows.prefer is not None:
+        prefer = s.rows.prefer.to(h)
+        return row + ((1 - prefer) * (1 - label_smoothing) + prefer * label_smoothing) * h
+    return row + label_smoothing * h if label_smoothing else row
 
 
 @needs(**PAIR)
 def dpo(s: Scored, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Loss:
     """Direct preference optimisation, with label smoothing (cDPO) and soft labels.
 
-    loss = -(1-e) logsigmoid(h) - e logsigmoid(-h) = -logsigmoid(h) + e h,   h = beta (logratio[:, 0] - logratio[:, 1])
-
-    with e = P(column 1 beats column 0): the row's 1 - prefer mixed with the flip rate label_smoothing. The second form
-    is the one computed: it keeps its relative accuracy at h = 50 and beyond.
+    loss = -(1-e) logsigmoid(h) - e logsigmoid(-h),   h = beta (logratio[:, 0] - logratio[:, 1]),   e as in `cross_entropy`
 
     Limits  smoothing 0 and hard labels: plain DPO, ln 2 at the reference; finite optimum h = log((1-e)/e) for e > 0
-    Not     the per-token `sigmoid_norm`: log-probs are sums
+    Not     the per-token `dpo_norm`: log-probs are sums
     Source  arXiv:2305.18290 eq. 7; label smoothing: Mitchell, cDPO note, eq. 3
     """
     positive("beta", beta, PULL)
-    flip_rate(label_smoothing)
-    h = beta * gap(s)
-    row = -logsigmoid(h)
-    if s.rows.prefer is not None:
-        prefer = s.rows.prefer.to(h.dtype)
-        row = row + ((1 - prefer) * (1 - label_smoothing) + prefer * label_smoothing) * h
-    elif label_smoothing:
-        row = row + label_smoothing * h
-    return Loss(row, pair_metrics(s, beta))
+    return Loss(cross_entropy(s, beta * gap(s), label_smoothing), pair_metrics(s, beta))
 
 
 @needs(**PAIR)

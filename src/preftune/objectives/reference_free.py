@@ -11,7 +11,7 @@ from torch import Tensor, relu
 
 from ..numerics import log1mexp, logsigmoid, positive
 from ..types import Loss, PreftuneError, Scored, needs
-from .pairwise import flip_rate, lengths
+from .pairwise import flip_rate, lengths, ordered
 
 SCALE = "it scales SimPO's mean log-probabilities"
 TEMPERATURE = "it scales log-probabilities to rewards"
@@ -22,11 +22,6 @@ LINKS: dict[str, Callable[[Tensor, float], Tensor]] = {  # of the margin z = bet
     "hinge": lambda z, beta: relu(1 - z),
     "squared": lambda z, beta: ((z - 0.5) / beta) ** 2,
 }
-
-
-def _ordered(value: Tensor) -> dict[str, Tensor]:
-    value = value.detach()
-    return {"margin": value[:, 0] - value[:, 1], "accuracy": (value[:, 0] > value[:, 1]).to(value.dtype)}
 
 
 @needs(columns=2, labels=("ranked",), reference=False)
@@ -56,7 +51,7 @@ def cpo(
     row = LINKS[link](z, beta)
     if label_smoothing:
         row = (1 - label_smoothing) * row + label_smoothing * LINKS[link](-z, beta)
-    return Loss(row, _ordered(beta * value))
+    return Loss(row, ordered(beta * value))
 
 
 @needs(columns=2, labels=("ranked",), reference=False)
@@ -73,7 +68,7 @@ def simpo(s: Scored, *, beta: float = 2.0, gamma: float = 1.0, label_smoothing: 
     flip_rate(label_smoothing)
     m = s.mean_logp
     z = beta * (m[:, 0] - m[:, 1]) - gamma
-    return Loss(-logsigmoid(z) + label_smoothing * z, _ordered(beta * m))
+    return Loss(-logsigmoid(z) + label_smoothing * z, ordered(beta * m))
 
 
 @needs(columns=2, labels=("ranked",), reference=False, domain=100.0)
@@ -100,7 +95,7 @@ def alphapo(s: Scored, *, beta: float = 2.5, gamma: float = 0.1, alpha: float = 
             f"e^(-alpha m) of rows {[s.rows.id[i] for i in bad[:10]]} overflows at alpha = {alpha}: their mean log-prob m falls to "
             f"{lowest:.4g}, needed alpha |m| < {limit:.0f}; lower alpha or the learning rate, or look at these rows"
         )
-    return Loss(-logsigmoid(z), _ordered(beta * r))
+    return Loss(-logsigmoid(z), ordered(beta * r))
 
 
 @needs(columns=2, labels=("ranked",), reference=False)
@@ -121,7 +116,7 @@ def arpo(s: Scored, *, beta: float = 0.1, k1: float = 0.9, k2: float = 0.4) -> L
     m = s.mean_logp
     # min(1, k1 e^x - 1) as k1 e^min(x, log 2/k1) - 1: the same number, without infinity times zero in its gradient
     q = k1 * torch.exp((k2 * (m[:, 0] - m[:, 1]).abs()).clamp(max=math.log(2 / k1))) - 1
-    return Loss(-logsigmoid(beta * (s.logp[:, 0] - q * s.logp[:, 1])), {**_ordered(beta * s.logp), "rejection": q.detach()})
+    return Loss(-logsigmoid(beta * (s.logp[:, 0] - q * s.logp[:, 1])), {**ordered(beta * s.logp), "rejection": q.detach()})
 
 
 def _logodds(s: Scored) -> Tensor:
@@ -140,7 +135,7 @@ def odds_ratio(s: Scored) -> Loss:
     Source  arXiv:2403.07691 eq. 7
     """
     odds = _logodds(s)
-    return Loss(-logsigmoid(odds[:, 0] - odds[:, 1]), _ordered(odds))
+    return Loss(-logsigmoid(odds[:, 0] - odds[:, 1]), ordered(odds))
 
 
 @needs(columns=2, labels=("ranked",), reference=False)
@@ -156,7 +151,7 @@ def asft(s: Scored, *, beta: float = 1.0) -> Loss:
     """
     positive("beta", beta, "it scales the log-odds")
     odds = _logodds(s)
-    return Loss(-logsigmoid(beta * odds[:, 0]) - logsigmoid(-beta * odds[:, 1]), _ordered(odds))
+    return Loss(-logsigmoid(beta * odds[:, 0]) - logsigmoid(-beta * odds[:, 1]), ordered(odds))
 
 
 @needs(columns=3, labels=("ranked",), reference=False)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..numerics import positive
+from ..ranking import Ranks, Reduction, choose, lambda_rows
 from ..types import Loss, PreftuneError, Scored, needs
-from .listwise import Ranks, Reduction, choose, graded, lambda_rows
-from .pairwise import PULL, lengths
+from .listwise import graded
+from .pairwise import PULL
 
 Weight = Literal["similarity", "distance", "none"]
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of cos(e_it, e_0t) and of whether both have step t
@@ -65,12 +66,9 @@ def tpo(
 
 def _tokens(s: Scored) -> Tensor:
     """Tokens of every step [B, K, S], 0 where a response has no such step."""
-    steps = s.segment_logratio.shape[2]
-    if s.rows.segments is not None:
-        return s.rows.segments.diff(dim=2).to(s.logp)
-    if steps == 1:
+    if s.rows.segments is None:
         raise PreftuneError(
             "tpo weighs the steps of a response, but the rows carry no segments, so that each response is one; needed rows.segments "
             "[B, K, S + 1], where the steps begin and end in tokens; collect rows that have them, or use lipo, which reads whole responses"
         )
-    return (lengths(s) / steps)[:, :, None].expand(-1, -1, steps)  # made-up rows come without boundaries: steps of one length
+    return s.rows.segments.diff(dim=2).to(s.logp)
