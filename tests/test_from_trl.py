@@ -369,6 +369,7 @@ WARNED: dict[str, tuple[str, str | None, dict[str, Any], str]] = {  # trainer, v
     ),
     "a weight on one loss is left out": ("dpo", None, {"loss_type": ["sigmoid"], "loss_weights": [0.5]}, "AdamW undoes"),
     "padding_free is ignored": ("dpo", None, {"padding_free": True}, "ignores padding_free since 0.29"),
+    "keep_end cuts the prompt": ("dpo", None, {"truncation_mode": "keep_end"}, "keep_end cuts the beginning of the sequence"),
     "kto pairs and samples in order": ("kto", None, {"beta": 0.1}, "one order over all epochs"),
     "simpo_gamma is gamma": ("cpo", None, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}, "gamma / beta, which is 0.5 here"),
     "simpo needs cpo_alpha 0": ("cpo", None, {"loss_type": "simpo"}, "SimPO needs cpo_alpha: 0"),
@@ -455,7 +456,7 @@ def test_keys_that_were_removed_tell_the_version() -> None:
     assert translate({"label_smoothing": 0.1}, trainer="dpo").hyperparameters == {"beta": 0.1}
     old = translate({"label_smoothing": 0.1, "reference_free": False}, trainer="dpo")
     assert old.version == "0.24" and old.hyperparameters == {"beta": 0.1, "label_smoothing": 0.1}
-    assert any("read as TRL 0.24" in note for note in old.notes)
+    assert any("reference_free: only TRL before 0.29" in note for note in old.notes)
 
 
 @pytest.mark.parametrize(

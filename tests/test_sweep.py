@@ -258,6 +258,21 @@ def test_a_killed_sweep_goes_on_and_ends_like_an_undisturbed_one(world: Path, tm
         assert_same_weights(out / point.folder, undisturbed.folder / point.folder)
 
 
+def test_ctrl_c_ends_the_sweep_after_the_step_and_it_goes_on(world: Path, tmp_path: Path) -> None:
+    def press(event: Any) -> None:
+        if event.folder.name == "beta=0.5" and event.step == 2 and not (tmp_path / "pressed").exists():
+            (tmp_path / "pressed").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    over = {"beta": [0.05, 0.5]}
+    broken = begin(world, tmp_path / "s", over, callbacks=[press])
+    assert broken.stopped == "interrupted" and [point.folder for point in broken.points] == ["beta=0.05"]
+    whole = begin(world, tmp_path / "s", over, callbacks=[press], resume=True)
+    assert whole.stopped == "finished" and [point.steps for point in whole.points] == [4, 4]
+    alone = begin(world, tmp_path / "alone", {"beta": [0.5]})
+    assert_same_weights(tmp_path / "s" / "beta=0.5", alone.folder / "beta=0.5")
+
+
 def test_a_finished_sweep_resumed_prints_the_same_and_trains_nothing(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 Read in TRL 0.24, 0.28, 0.29, 1.0 and 1.9 (its public repository) and 1.16: DPOConfig, KTOConfig, CPOConfig, ORPOConfig, TPOConfig
 (triple preference optimisation) and BCOConfig. In February 2026, between 0.28 and 0.29, TRL wrote its DPO trainer anew; several
-names kept their spelling and lost or changed their meaning. `BEFORE` holds what they meant until then.
+names kept their spelling and lost or changed their meaning. `DPO_BEFORE` holds what they meant until then.
 """
 
 from __future__ import annotations
@@ -128,8 +128,7 @@ def divergence(asked: Asked) -> str:
         if not 0 <= alpha <= 1:
             raise PreftuneError(
                 f"f_alpha_divergence_coef = {asked.number('f_alpha_divergence_coef'):g} is the paper's alpha {alpha:g}, needed "
-                "0 <= alpha <= 1: "
-                "beyond, the divergence is not valid for DPO (arXiv:2309.16240); choose another coefficient"
+                "0 <= alpha <= 1: beyond, the divergence is not valid for DPO (arXiv:2309.16240); choose another coefficient"
             )
         return {0.0: "reverse_kl", 1.0: "forward_kl"}.get(alpha, name)
     return name
@@ -153,8 +152,7 @@ def _f_dpo_says(asked: Asked) -> Iterable[str]:
         coefficient = asked.number("f_alpha_divergence_coef")
         yield (
             f"f_alpha_divergence_coef = {coefficient:g} is the paper's alpha = {paper_alpha(asked):g} in this version of TRL: "
-            "0.29 inverted its "
-            f"meaning (new = 1 - old), and its default went from 1.0 to 0.5"
+            "0.29 inverted its meaning (new = 1 - old), and its default went from 1.0 to 0.5"
         )
         yield "TRL caps the exponent of the alpha divergence, which silences the gradient far out; here such rows are named as an error"
     if divergence(asked) == "forward_kl":
@@ -176,8 +174,7 @@ def _scaled(asked: Asked) -> Iterable[str]:
     if weight != 1:
         yield (
             f"TRL's loss is {weight:g} times this one: AdamW takes the same steps, but max_grad_norm clips at {1 / weight:g} "
-            "times the norm "
-            "and SGD would need that lr"
+            "times the norm, and SGD needs lr times that weight"
         )
 
 
@@ -198,17 +195,15 @@ def _exo_before_says(asked: Asked) -> Iterable[str]:
 def _norm_says(asked: Asked) -> Iterable[str]:
     if asked.number("beta") < 1:
         yield (
-            f"beta = {asked.number('beta'):g} scales log-ratios per token, about 50 times smaller than sums: Tulu 3 uses 5, and "
-            "TRL's default 0.1 "
-            "hardly moves the model"
+            f"beta = {asked.number('beta'):g} scales log-ratios per token, which are smaller than sums by the length: Tulu 3 uses 5, and "
+            "TRL's default 0.1 hardly moves the model"
         )
 
 
 def _aot_says(asked: Asked) -> Iterable[str]:
     yield (
         f"TRL sorts within each device's micro-batch of {asked.number('per_device_train_batch_size'):g} pairs, here the whole "
-        "batch is sorted: "
-        "the loss of accumulated steps is another one"
+        "batch is sorted: the loss of accumulated steps is another one"
     )
 
 
@@ -403,6 +398,7 @@ BCO: dict[str, Meaning] = {
     )),
 }  # fmt: skip
 
+LENGTHS_BEFORE = {"max_prompt_length": 512, "truncation_mode": "keep_end"}
 TRAINERS: dict[str, Trainer] = {
     "dpo": Trainer(
         "DPOConfig",
@@ -413,7 +409,7 @@ TRAINERS: dict[str, Trainer] = {
         "base_model_attribute_name force_use_ref_model padding_free "
         "exo_pair nca_pair robust bco_pair sppo_hard aot aot_pair aot_unpaired apo_zero apo_down discopop sft sigmoid_norm kto_pair",
         before=DPO_BEFORE,
-        defaults_before={"f_alpha_divergence_coef": 1.0, "max_prompt_length": 512, "truncation_mode": "keep_end"},
+        defaults_before={"f_alpha_divergence_coef": 1.0, **LENGTHS_BEFORE},
     ),
     "kto": Trainer(
         "KTOConfig",
@@ -422,14 +418,16 @@ TRAINERS: dict[str, Trainer] = {
         KTO,
         "desirable_weight undesirable_weight kto apo_zero_unpaired",
         default_loss="kto",
+        defaults_before=LENGTHS_BEFORE,
     ),
     "cpo": Trainer(
         "CPOConfig",
         {"beta": 0.1, "label_smoothing": 0.0, "cpo_alpha": 1.0, "simpo_gamma": 0.5, "alpha": 0.0, "learning_rate": 1e-6},
         CPO,
         "cpo_alpha simpo_gamma simpo alphapo",
+        defaults_before=LENGTHS_BEFORE,
     ),
-    "orpo": Trainer("ORPOConfig", {"beta": 0.1, "learning_rate": 1e-6}, ORPO, "", default_loss=None),
+    "orpo": Trainer("ORPOConfig", {"beta": 0.1, "learning_rate": 1e-6}, ORPO, "", default_loss=None, defaults_before=LENGTHS_BEFORE),
     "tpo": Trainer(
         "TPOConfig",
         {"beta": 0.01, "label_smoothing": 0.0, "tpo_alpha": 1.0, "tpo_l_gamma": 0.5, "learning_rate": 5e-7},
@@ -496,10 +494,9 @@ def version_of(trainer: str, given: Mapping[str, Any], asked: str | None) -> tup
     old = [key for key in given if key in ONLY_BEFORE] + ["aot_pair"] * ("aot_pair" in losses)
     if asked is None:
         if trainer == "dpo" and old:
-            return OLDEST, [f"{', '.join(old)} exist in TRL before 0.29 only: read as TRL 0.24 (--trl-version says otherwise)"]
-        return parse_version(NEWEST), [
-            f"read as TRL {NEWEST}; names changed their meaning in 0.29: give --trl-version if it was written for another"
-        ]
+            return OLDEST, [f"{', '.join(old[:3])}: only TRL before 0.29 knows them, so this is read as 0.24 (or say --trl-version)"]
+        changed = ", and DPO's names changed their meaning in 0.29: say --trl-version if it was written for an older one"
+        return parse_version(NEWEST), [f"read as TRL {NEWEST}{changed if trainer == 'dpo' else ''}"]
     version = parse_version(asked)
     if trainer == "dpo" and version >= REFACTORED and set(old) - {"aot_pair"}:
         raise PreftuneError(
@@ -554,12 +551,11 @@ def _no_single(asked: Asked, names: Sequence[str], on: Sequence[str]) -> str:
     if len(names) > 1 and "ipo" in names and asked.old:
         why.append("before 0.29 'ipo' in a list made the log-probs of all its losses means per token")
     if "f_divergence_type" in on and names != ["sigmoid"]:
-        why.append("f-dpo is DPO's loss; under other losses TRL drops constants of the divergence that then matter")
-    reasons = f" ({'; '.join(why)})".replace(";", ",") if why else ""
+        why.append("f-dpo is DPO's loss; under others the divergence's constants matter, and TRL's versions differ in them")
+    reasons = f" ({' and '.join(why).replace('; ', ', ')})" if why else ""  # a semicolon would end the error's first part
     return (
         f"{what}{' with ' + ' and '.join(on) if on else ''} is no single method here{reasons}, needed a loss of one paper or a "
-        "known mixture; "
-        "write it as a method of your own from add(scale(objective, weight), ...): `preftune copy rpo mine.py` gives one to start from"
+        "known mixture; write it as a method of your own from add(scale(objective, weight), ...), as `preftune copy rpo mine.py` shows"
     )
 
 
@@ -596,7 +592,8 @@ def loss_of(asked: Asked) -> Loss:
     if smoothing and "label_smoothing" not in values:
         gone = not asked.old and "sigmoid" in asked.loss_types and asked.trainer is TRAINERS["dpo"]
         said.append(SMOOTHED_AWAY.format(smoothing) if gone else f"TRL ignores label_smoothing with {key!r}, and so does this command")
-    unread = [name for name in asked.trainer.defaults if name in asked.given and name not in read and name != "learning_rate"]
+    told = {"learning_rate", *(["label_smoothing"] if smoothing else [])}
+    unread = [name for name in asked.trainer.defaults if name in asked.given and name not in {*read, *told}]
     return Loss(meaning.method, values, said, unread)
 
 

@@ -182,8 +182,7 @@ def _warmup(asked: Asked, found: Request, devices: int | None, rows: int | None)
     if total <= 0:
         found.warnings.append(
             f"warmup_steps = {steps:g} is a number of steps, warmup here is a share of them: --rows N, the rows of the training "
-            "data, converts it; "
-            "the command has transformers' usual share 0.1"
+            "data, converts it; the command has 0.1"
         )
         return 0.1
     if steps >= total:
@@ -240,10 +239,10 @@ def _lengths(asked: Asked, found: Request, devices: int | None, rows: int | None
         loses = (
             "the beginning of the sequence" if asked["truncation_mode"] == "keep_end" else "the end of the completion, at worst all of it"
         )
-        found.notes.append(
+        cut = found.warnings if asked["truncation_mode"] == "keep_end" else found.notes
+        cut.append(
             f"max_length = {both} bounds prompt and completion together in TRL, and {asked['truncation_mode']} cuts {loses}; "
-            "here a prompt loses "
-            "its beginning and a response its end, each under a bound of its own, and what was cut is counted"
+            "here a prompt loses its beginning and a response its end, each under a bound of its own, and what was cut is counted"
         )
     return set(keys)
 
@@ -288,8 +287,7 @@ def _targets(asked: Asked, found: Request) -> None:
     if not targets:
         found.warnings.append(
             "lora_target_modules is not set: PEFT then adapts few layers of each architecture (often q_proj and v_proj), here "
-            "all linear ones; "
-            "--load lora_targets=... names them"
+            "all linear ones; --load lora_targets=... names them"
         )
     elif targets != ["all-linear"]:
         found.load["lora_targets"] = (
