@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +91,7 @@ class Ratings:
                     "scores": [self.mean[i] + 4 for i in ids],  # 0 to 8
                     "prefer": above(best, last),
                     "other_scores": [-len(text.split()) / 10 for text in sentences],  # brevity, in units of reward
+                    "steps": [halves(text) for text in sentences],
                     "texts": list(ids),
                 }
             )
@@ -110,7 +110,8 @@ def data_for(method: Method, ratings: Ratings) -> list[dict[str, Any]]:
     bands = PAIR if "desirable" in needs.labels else BANDS[columns]
     reads = {"score": "scores"}
     keep = {reads.get(label, label) for label in needs.labels} | ({"scores"} if columns == "K" else set())
-    drop = {"scores", "prefer", "other_scores"} - keep
+    keep |= {"steps"} if "segments" in needs.wants else set()
+    drop = {"scores", "prefer", "other_scores", "steps"} - keep
     rows = ratings.rows("train", TRAIN, bands)
     return with_goals(rows) if "goal" in needs.labels else [{k: v for k, v in row.items() if k not in drop} for row in rows]
 
@@ -123,17 +124,10 @@ def with_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [made[i] for i in order]
 
 
-def halves(ctx: Context) -> Rows:
-    """Every response in two steps of equally many tokens: boundaries for methods that weigh steps."""
-    length = ctx.feed.response.length
-    return ctx.feed.replace(segments=torch.stack([torch.zeros_like(length), length // 2, length], 2))
-
-
-def composed(name: str, settings: dict[str, Any]) -> Any:
-    """What preftune.train takes: the method by its name; where the data lack the steps of a response, with `halves`."""
-    if name != "tpo":
-        return name
-    return replace(METHODS["tpo"](**settings), collect=halves)
+def halves(text: str) -> list[str]:
+    """A sentence in two steps, for methods that weigh steps."""
+    words = text.split(" ")
+    return [" ".join(words[: len(words) // 2]), " " + " ".join(words[len(words) // 2 :])]
 
 
 # --- one run ------------------------------------------------------------------------------------------------------------
@@ -144,7 +138,8 @@ def feed_of(method: Method, data: Any, tokenizer: Any) -> TextFeed:
     needs = needs_of(method.objective)
     made = getattr(getattr(method.collect, "func", method.collect), "makes", ())
     extra = tuple(label for label in needs.labels if label not in (*LABELS, *made))
-    return TextFeed(data, tokenizer, 0 if not method.offline else method.columns or needs.columns, labels=extra)
+    columns, steps = method.columns or needs.columns, "segments" in needs.wants and "segments" not in made
+    return TextFeed(data, tokenizer, columns if method.offline else 0, labels=extra, steps=steps)
 
 
 @torch.no_grad()
@@ -179,17 +174,21 @@ class Bench:
         batches = (test.rows(range(at, min(at + 50, TEST))) for at in range(0, TEST, 50))
         pairs = held_out(policy, self.start, batches, clusters=range(TEST), seed=SEED)
         prompts = asked.rows(range(SAMPLES))
-        score = draw(policy, prompts, 1, Key.of(SEED).fold("samples"), judge=self.judge, decoding=DECODING).score
-        assert score is not None
-        found = {name: pairs[name] for name in ("accuracy", "logp_chosen", "logp_rejected")}
-        return found | {"judge": float(score.mean()), "judge_se": float(score.std()) / SAMPLES**0.5}
+        score, before = (
+            draw(who, prompts, 1, Key.of(SEED).fold(which), judge=self.judge, decoding=DECODING).score
+            for who, which in ((policy, "samples"), (self.start, "start"))
+        )
+        assert score is not None and before is not None
+        wins = (self.judge.slope * (score - before)).sigmoid()  # of each sample against one of the start's, by the judge
+        found: dict[str, Any] = {name: pairs[name] for name in ("accuracy", "logp_chosen", "logp_rejected")}
+        for measure, values in (("judge", score), ("win_rate", wins)):
+            found |= {measure: float(values.mean()), f"{measure}_se": float(values.std()) / SAMPLES**0.5}
+        return found
 
     def run(self, name: str) -> dict[str, Any]:
         """Train one method from the start, and measure."""
         settings, _ = SETTINGS.get(name, ({}, ""))
-        what = composed(name, settings)
-        given = {} if isinstance(what, Method) else settings
-        method = prepare(what, {**TRAINING, **given}).method
+        method = prepare(name, {**TRAINING, **settings}).method
         data = from_rows(data_for(method, self.ratings))
         policy, kept = load(str(self.folder)), []
         policy.max_new_tokens = DECODING["max_new_tokens"]
@@ -203,8 +202,8 @@ class Bench:
         began, spent = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as scratch:
             run = preftune.train(
-                policy, what, data, judge=self.judge, out=Path(scratch) / "run", samples=0, progress=False, seed=SEED, save_every=0,
-                callbacks=[keep], **TRAINING, **given,
+                policy, name, data, judge=self.judge, out=Path(scratch) / "run", samples=0, progress=False, seed=SEED, save_every=0,
+                callbacks=[keep], **TRAINING, **settings,
             )  # fmt: skip
         if run.stopped != "finished":
             raise SystemExit(f"{name}: {run.stopped} after {run.steps} steps")
@@ -218,7 +217,7 @@ class Bench:
             "steps": run.steps,
             "settings": settings,
             "commit": provenance.commit(),
-            "curve": [line["loss"] for line in (run.history[0], run.history[-1])],
+            "curve": [line["loss"] for line in run.history],
         }
 
 

@@ -5,7 +5,6 @@ Rows are made from what a method declares to read, so a method that is added is 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import preftune
 from all_facts import merged
 from preftune.api import prepare
 from preftune.methods import METHODS
-from preftune.types import LABELS, Context, Key, Method, Rows, needs_of
+from preftune.types import LABELS, Key, Method, needs_of
 from test_composition_on_text import judge, language, sentences
 
 CHOICES: dict[str, dict[str, Any]] = merged("SETTINGS")  # what cannot be left out
@@ -27,12 +26,6 @@ SHORT: dict[str, dict[str, Any]] = {  # rounds of few prompts, attacks of one st
     "c-advul": {"iterations": 1},
 }
 STEPS = {"steps": 3, "batch": 4, "micro_batch": 3, "lr": 0.01, "save_every": 0, "max_response": 8, "samples": 0, "progress": False}
-
-
-def steps_of_a_response(ctx: Context) -> Rows:
-    """Every response in two steps: files have no column for their boundaries."""
-    length = ctx.feed.response.length
-    return ctx.feed.replace(segments=torch.stack([torch.zeros_like(length), length // 2, length], 2))
 
 
 def data_for(method: Method, n: int = 8) -> list[dict[str, Any]]:
@@ -50,6 +43,8 @@ def data_for(method: Method, n: int = 8) -> list[dict[str, Any]]:
             row["scores"] = sorted(draw.normal(size=k).tolist(), reverse=True)
         if "prefer" in needs.labels:
             row["prefer"] = float(draw.uniform(0.5, 1))
+        if "segments" in needs.wants and "segments" not in made:
+            row["steps"] = [[text[: len(text) // 2], text[len(text) // 2 :]] for text in row["responses"]]
         rows.append(row | {name: draw.normal(size=k).tolist() for name in extra})
     return rows
 
@@ -58,11 +53,9 @@ def data_for(method: Method, n: int = 8) -> list[dict[str, Any]]:
 def test_a_method_trains_a_language_model_from_its_name_and_its_data(name: str, tmp_path: Path) -> None:
     settings = {**CHOICES.get(name, {}), **SHORT.get(name, {})}
     method = prepare(name, settings).method
-    what: Any = replace(method, collect=steps_of_a_response) if name == "tpo" else name
     policy = language()
     start = policy.state()
-    told = settings if what == name else {}
-    run = preftune.train(policy, what, data_for(method), judge=judge(), out=tmp_path / "run", **STEPS, **told)
+    run = preftune.train(policy, name, data_for(method), judge=judge(), out=tmp_path / "run", **STEPS, **settings)
     assert run.steps == 3 and run.stopped == "finished"
     assert all(torch.isfinite(torch.tensor([line["loss"], line["grad_norm"]])).all() for line in run.history)
     assert all(line["grad_norm"] > 0 for line in run.history[:1])
