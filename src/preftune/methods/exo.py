@@ -15,6 +15,6 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> Method:
     """Reverse KL from smoothed labels to the policy's choice between the two responses: mode-seeking where dpo is not.
 
     label_smoothing has to be above 0: it sets both the target log((1-e)/e) of the margin and the ceiling -log e of the loss.
-    TRL took 0 for 0.001 silently until 0.24. With badly ordered pairs the gradient vanishes: start from a model that ranks.
+    TRL took 0 for 0.001 silently until 0.28. With badly ordered pairs the gradient vanishes: start from a model that ranks.
     """
     return Method(partial(pairwise.exo, beta=beta, label_smoothing=label_smoothing), given, frozen, plain)

@@ -78,7 +78,7 @@ def bco_pair(s: Scored, *, beta: float = 0.1, shift: Shift = "running") -> Loss:
             "none": delta = 0, two independent logistic losses
     Limits  delta = 0: 2 ln 2 at the reference; never below DPO's loss, whatever delta is; a constant on all r and on
             delta changes nothing; a response preferred with probability p stops at r - delta = logit(p)
-    Not     TRL's bco_pair, which kept the running shift until 0.24 and has none since
+    Not     TRL's bco_pair, which kept the running shift until 0.28 and has none since
     Source  arXiv:2404.04656, with TRL 0.24's count-weighted mean (update first, then use)
     """
     positive("beta", beta, PULL)
