@@ -26,7 +26,7 @@ from preftune.data.synthetic import arithmetic
 from text_fixtures import tiny_folder
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/data.md", "docs/games.md", "docs/logic.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/cli.md", "docs/data.md", "docs/games.md", "docs/logic.md", "docs/spo-degree.md")
 LIMIT = 300  # seconds for one page
 
 BLOCK = re.compile(
