@@ -44,7 +44,7 @@ def stage(rows: Rows, number: int, stages: int = 3) -> Rows:
 
 def train(folder: Path, method: Method, rows: Rows, **settings: Any) -> training.Outcome:
     folder.mkdir(parents=True, exist_ok=True)
-    extra = {name: settings.pop(name) for name in ("callbacks", "resume") if name in settings}
+    extra = {name: settings.pop(name) for name in ("callbacks", "resume", "test") if name in settings}
     config = TrainConfig(
         **{"lr": 0.5, "batch": len(rows), "optimiser": "sgd", "schedule": "constant", "warmup": 0.0, **method.recipe, **settings}
     )
@@ -103,6 +103,13 @@ def test_lists_that_are_too_short_or_unranked_are_refused() -> None:
 
 
 # --- training on tables ---------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_at_a_stages_end_is_against_the_reference_of_that_stage(tmp_path: Path) -> None:
+    """Two steps a stage, evaluated after each: the loss has fallen below ln 2 at the end of the first stage too."""
+    outcome = train(tmp_path, curry_dpo(), ranked(), epochs=2, eval_every=2, test=RowsFeed(ranked()))
+    seen = [line["eval"]["loss"] for line in outcome.history if "eval" in line]
+    assert seen[0] == pytest.approx(math.log(2)) and all(loss < math.log(2) - 1e-4 for loss in seen[1:])
 
 
 def test_two_responses_and_one_stage_are_dpo(tmp_path: Path) -> None:

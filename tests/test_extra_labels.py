@@ -178,6 +178,9 @@ def test_training_reads_the_column_and_finds_the_last_row_without_it_before_it_b
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run(str(file), out=tmp_path / "run")
     assert [line["margin_seen"] for line in done.history] == [2.0, 2.0]
+    file.write_text("".join(json.dumps(row | {"margin": [3, 1]}) + "\n" for row in rows))
+    with pytest.raises(PreftuneError, match="data_fingerprint"):  # the same texts with other labels are other data
+        run(str(file), out=tmp_path / "run", resume=True)
     del rows[-1]["margin"]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(PreftuneError, match=r"data.jsonl, row 4, column 'margin': found no value"):

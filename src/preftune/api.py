@@ -132,7 +132,7 @@ def train(
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "seed": config.seed,
-        "data_fingerprint": getattr(getattr(feed, "data", None), "fingerprint", None),
+        "data_fingerprint": getattr(feed, "fingerprint", None),
         "objects": [part for part, value in given.items() if not isinstance(value, str | Path | float | int | None)],
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -277,15 +277,15 @@ def run(
                     save(step)
                 raise
             step += 1
-            if _due(method, step, per_round) and "reference" in learner.roles:
-                learner.roles = dict(method.reference(learner.roles))
-                moved = moved or learner.roles["reference"] is not roles["reference"]
             told["epoch"] = step * min(config.batch, a_round) / a_round
             log.step(step, told)
             if config.eval_every and (step % config.eval_every == 0 or step == total):
                 told["eval"] = evaluate(step)
                 keeper.look(step, told["eval"])
                 stopped = keeper.ended()
+            if _due(method, step, per_round) and "reference" in learner.roles:  # evaluated before: against itself a policy shows nothing
+                learner.roles = dict(method.reference(learner.roles))
+                moved = moved or learner.roles["reference"] is not roles["reference"]
             for callback in callbacks:
                 if callback(Event(step, told, learner, folder)):
                     stopped = f"stopped by {getattr(callback, '__name__', 'a callback')} at step {step}"

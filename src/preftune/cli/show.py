@@ -125,7 +125,7 @@ def composition(method: Method) -> dict[str, Any]:
         "formulas": docs,
         "traps": {name: sections(doc)["Not"] for name, doc in docs.items() if "Not" in sections(doc)},
         "needs": {
-            "responses per prompt": needs.columns,
+            "responses per prompt": method.columns or needs.columns,
             "labels": list(needs.labels),
             "reads where given": list(needs.optional),
             "a reference": needs.reference,

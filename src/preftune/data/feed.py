@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ class TextFeed:
     optional: tuple[str, ...] = ()
     steps: bool = False  #                                     boundaries of the column `steps` go to `Rows.segments`
     kinds: dict[str, Kind] = field(default_factory=dict)  # of the labels that were seen
+    read: str = ""  #                                          hash of the extra labels and steps of all rows
 
     def __len__(self) -> int:
         return len(self.data)
@@ -64,11 +66,20 @@ class TextFeed:
     def check(self) -> None:
         """Read the extra labels and steps of every row, so that the last row's mistake is found before training begins."""
         if self.labels or self.optional or self.steps:
+            read = hashlib.blake2b(digest_size=16)
             for start in range(0, len(self), BATCH):
                 records = self.data.records(range(start, min(start + BATCH, len(self))))
-                self.extra(records)
+                for name, values in self.extra(records).items():
+                    read.update(name.encode() + values.numpy().tobytes())
                 for record in records if self.steps else ():
-                    steps_of(record, kept_of(record, self.columns))
+                    read.update(repr(steps_of(record, kept_of(record, self.columns))).encode())
+            self.read = read.hexdigest()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of what is trained on, with the extra labels that `check` has read; None for data without one."""
+        data = getattr(self.data, "fingerprint", None)
+        return data if data is None or not self.read else f"{data}-{self.read}"
 
 
 def kept_of(record: Record, columns: int | Literal["K"]) -> list[int]:

@@ -16,8 +16,7 @@ def curry_dpo(beta: float = 0.1, stages: int = 3, variant: Literal["curriculum",
     """DPO on the best response against the worst, then the second worst ..., and at last the second best, of stages + 1 responses.
 
     A stage is a round. At its end the policy becomes the reference, so each stage starts at loss ln 2 and the KL to the first
-    model is not bounded; the report measures it. Optimiser and learning-rate schedule run on through the stages. An
-    evaluation at a stage's last step is against the reference that has moved: set eval_every apart from the stage's length.
+    model is not bounded; the report measures it. Optimiser and learning-rate schedule run on through the stages.
     variant "fixed-reference" keeps the first reference; "mixed" draws the rank of each step by chance and keeps it too.
     With two responses and one stage this is dpo. Ties with the best and shorter lists are left out of a stage. With noisy
     scores the last pairs are the noisiest. beta is dpo's; the paper's settings were not available.
