@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 
 from .structure import Structure, covers
 
-WIDTH, LINE, PAD = 236, 15, 9  #        of a box, of a line of text in it, around the text
+WIDTH, LINE, PAD = 252, 15, 9  #        of a box, of a line of text in it, around the text
 SIDE, GAP, RISE, NEXT = 24, 18, 46, 40  # outside of all, between boxes, between levels, between groups
 LETTERS = 36  # in a line of a box
 TITLE = "A line leads up to what a formula entails: the upper loss is never the larger, whatever the probabilities."
