@@ -60,8 +60,9 @@ def test_losses_and_derivatives_are_those_of_the_vectors(case: dict[str, Any]) -
     assert not gradient[:, 2:].any()  # the baseline is a constant
 
 
-def test_every_case_of_a_shipped_objective_is_checked_and_none_is_null() -> None:
-    assert {case["name"] for case in CASES} == set(OBJECTIVES)
+def test_every_case_of_the_vectors_is_checked_and_none_is_null() -> None:
+    """Lists are checked in test_lists_facts.py, batches in test_losses_facts.py, formulas in test_logic.py."""
+    assert CASES == VECTORS["pairwise"] and {case["name"] for case in CASES} == set(OBJECTIVES)
     assert all(None not in case[part] for case in CASES for part in ("loss", "d_chosen", "d_rejected"))
 
 
