@@ -141,6 +141,7 @@ FLIP_RATES = {"reward-augmented": lambda e: methods.reward_augmented(label_smoot
 
 REFUSED: dict[str, Refusal] = {
     "a negative weight of the degrees": (lambda: methods.spo_degree(gamma=-0.1), "gamma is -0.1"),
+    "no degree at all beside a weight of 0": (lambda: methods.spo_degree(gamma=0.0, degrees=-3), "degrees is -3"),
     "a single degree": (lambda: methods.spo_degree(degrees=1), "degrees is 1"),
     "an unknown way to remove": (lambda: methods.spo_degree(remove="letters"), "remove is 'letters'"),
     "an unknown surrogate": (lambda: degree.ordinal(graded(1), surrogate="squared"), "surrogate is 'squared'"),

@@ -13,8 +13,18 @@ from torch.nn.functional import logsigmoid
 
 from facts import DRAW, B, Facts, Limit, Refusal, Value, at, at_reference, columns, gradient, normal, pairs, row
 from preftune import methods
-from preftune.objectives import pairwise
-from preftune.objectives.listwise import graded, lipo, list_mle, list_softmax, pair_hinge, pair_logistic, pointwise_mse, pointwise_sigmoid
+from preftune.objectives import absolute, pairwise
+from preftune.objectives.listwise import (
+    graded,
+    lipo,
+    list_mle,
+    list_nca,
+    list_softmax,
+    pair_hinge,
+    pair_logistic,
+    pointwise_mse,
+    pointwise_sigmoid,
+)
 from preftune.objectives.tree import tpo
 from preftune.policies.tabular import TableResponses
 from preftune.probe import probe
@@ -35,8 +45,9 @@ LOSSES = {
     "pair_hinge": hinge5,
     "pointwise_mse": partial(pointwise_mse, beta=0.5),
     "pointwise_sigmoid": partial(pointwise_sigmoid, beta=0.5),
+    "list_nca": partial(list_nca, beta=0.5, alpha=0.3),
 }
-RELATIVE = {name: loss for name, loss in LOSSES.items() if "pointwise" not in name}
+RELATIVE = {name: loss for name, loss in LOSSES.items() if "pointwise" not in name and name != "list_nca"}
 
 
 def lists(k: int = K, *, score: Tensor | None = None, **labels: Tensor) -> Scored:
@@ -98,6 +109,22 @@ def by_hand(s: Scored, *, beta: float, ranks: str = "model", mean: bool = False)
         ]
         out.append(torch.stack(found).mean() if mean else torch.stack(found).sum())
     return torch.stack(out)
+
+
+def nca_by_hand(s: Scored, beta: float, alpha: float) -> Tensor:
+    """Every response by itself: weight t_i as data, 1 / K as noise."""
+    out = []
+    for z, psi in zip(beta * s.logratio, s.rows.score.tolist(), strict=True):
+        whole = sum(math.exp(grade / alpha) for grade in psi)
+        out.append(-sum(math.exp(g / alpha) / whole * logsigmoid(x) + logsigmoid(-x) / len(psi) for x, g in zip(z, psi, strict=True)))
+    return torch.stack(out)
+
+
+def at_nca_target() -> Scored:
+    """beta logratio = log(K t), t = softmax(score / 0.3), beta 0.5."""
+    s = lists()
+    target = (K * (s.rows.score / 0.3).softmax(1)).log() / 0.5
+    return replace(s, ref_logp=s.logp.detach() - target)
 
 
 def mle_by_hand(s: Scored, beta: float) -> Tensor:
@@ -165,6 +192,7 @@ SHIPPED = {
     "lipo labels": Facts(methods.lipo(0.5, ranks="labels", reduction="mean", unit=0.2), steady=True, shift=True),
     "list-mle": Facts(methods.list_mle(), steady=True, shift=True),
     "list-softmax": Facts(methods.list_softmax(), shift=True),  # turns back beyond its target
+    "nca of lists": Facts(methods.nca(alpha=0.1)),
     "list-softmax infonca": Facts(methods.list_softmax(alpha=0.1), shift=True),
     "pair-logistic": Facts(methods.pair_logistic(), steady=True, shift=True),
     "pair-logistic sum": Facts(methods.pair_logistic(reduction="sum"), steady=True, shift=True),
@@ -177,6 +205,12 @@ SHIPPED = {
 
 # sentence: (left, right, rows)
 LIMITS: dict[str, Limit] = {
+    "list_nca is its formula": (row(partial(list_nca, beta=0.5, alpha=0.3)), lambda s: nca_by_hand(s, 0.5, 0.3), lists),
+    "list_nca of two whose grades are far apart is nca": (
+        row(partial(list_nca, beta=0.5, alpha=0.001)),
+        row(partial(absolute.nca, beta=0.5)),
+        like(1.0, 0.0),
+    ),
     "list_mle of two is dpo": (row(mle5), row(dpo5), pairs),
     "list_softmax of two graded 1 and 0 is dpo": (row(softmax5), row(dpo5), pairs),
     "pair_logistic of two is dpo": (row(logistic5), row(dpo5), pairs),
@@ -392,6 +426,12 @@ def on_target(shape: Callable[[Tensor], Tensor]) -> Callable[[], Scored]:
 
 # sentence: (formula, value of every row, rows)
 VALUES: dict[str, Value] = {
+    "list_nca leaves every response at beta logratio = log(K t)": (
+        lambda s: gradient(row(partial(list_nca, beta=0.5, alpha=0.3)), s),
+        0.0,
+        at_nca_target,
+    ),
+    "list_nca at the reference is 2 ln 2": (row(list_nca), 2 * math.log(2), lambda: at_reference(lists())),
     **{
         f"{name}: pulls on a list add up to 0": (lambda s, loss=loss: gradient(row(loss), s).sum(1), 0.0, lists)
         for name, loss in RELATIVE.items()
@@ -453,6 +493,7 @@ REFUSED: dict[str, Refusal] = {
     "the median of pairs": (lambda: probe(methods.pair_logistic(reduction="median")), "reduction is 'median', needed one of sum, mean"),
     "shares below zero": (lambda: list_softmax(like(0.5, -0.1)()), "no shares of a whole"),
     "shares of nothing": (lambda: list_softmax(like(0.0, 0.0)()), "no shares of a whole"),
+    "an alpha of zero in nca": (lambda: probe(methods.nca(alpha=0.0)), "alpha is 0.0"),
     "an alpha of zero in list_softmax": (lambda: probe(methods.list_softmax(alpha=0.0)), "alpha is 0.0"),
     "grades that are no probabilities": (lambda: pointwise_sigmoid(like(0.5, 7.0)()), r"\[0.5, 7\], needed \[0, 1\]"),
     "weights of steps that tpo does not have": (lambda: probe(methods.tpo(weight="cosine")), "weight is 'cosine'"),

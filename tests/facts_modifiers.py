@@ -512,6 +512,8 @@ FLIP_RATES = {
 }
 
 REFUSED: dict[str, Refusal] = {
+    "weights that wpo does not have": (lambda: methods.wpo(weights="flat"), "weights is 'flat', needed one of aligned"),
+    "an offset that odpo does not have": (lambda: methods.odpo(f="root"), "f is 'root', needed one of linear, log"),
     "a tail that counts more than the head": (lambda: probe(methods.ld_dpo(alpha=1.5)), "alpha is 1.5"),
     "a tail that counts less than nothing": (lambda: probe(methods.ld_dpo(alpha=-0.1)), "alpha is -0.1"),
     "ld_dpo without segments": (lambda: ld_dpo(pairs()), "segments"),

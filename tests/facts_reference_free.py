@@ -123,6 +123,11 @@ LIMITS: dict[str, Limit] = {
         row(partial(simpo, beta=0.5, gamma=0.7, label_smoothing=0.2)),
         pairs,
     ),
+    "cpo's hinge per token with a margin is that of SimPO's authors": (
+        row(methods.cpo(beta=2.0, alpha=0.0, link="hinge", per_token=True, gamma=2.0 * 0.3).objective),
+        lambda s: torch.relu(1 - 2.0 * (s.mean_logp[:, 0] - s.mean_logp[:, 1] - 0.3)),
+        pairs,
+    ),
     "cpo's hinge at beta 1 / delta is SLiC-HF's calibration over delta": (
         row(partial(cpo, beta=1 / 3, link="hinge")),
         lambda s: pairwise.hinge_free(s, delta=3.0).row / 3,

@@ -18,6 +18,7 @@ from preftune.learner import GradientLearner
 from preftune.objectives import absolute, divergences, pairwise, transport
 from preftune.objectives.running import running_mean
 from preftune.policies.tabular import TableResponses, TabularPolicy
+from preftune.training import check_labels
 from preftune.types import Method, Objective, PreftuneError, Rows, Scored
 from vector_rows import VECTORS
 from vector_rows import pairs as vector_pairs
@@ -328,3 +329,26 @@ def test_paired_and_unpaired_bco_step_alike_on_the_same_pairs() -> None:
         paired.descend(ROWS.take(part))
         unpaired.descend(labelled.take(part))
     close(unpaired.policy.logits, paired.policy.logits)
+
+
+# --- what is said about labels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "blind"),
+    [
+        (methods.dpo(), None),
+        (methods.rpo(), None),  # its likelihood looks at no order
+        (methods.wpo(), None),
+        (methods.nca(), "nca"),
+        (methods.mpo_mixed(), "bco_pair"),
+        (methods.triple_po(), "cpo + gold_nll"),
+    ],
+)
+def test_a_soft_label_is_said_to_be_unread_also_where_one_term_of_a_sum_reads_it(method: Method, blind: str | None) -> None:
+    n = 3 if blind == "cpo + gold_nll" else 2
+    y = TableResponses(torch.arange(n).expand(1, n))
+    told = check_labels(method, Rows(("a",), (0,), y, ranked=True, prefer=torch.tensor([0.7])))
+    assert told == (
+        [] if blind is None else [f"the data carry prefer, which {blind} does not read: only the order of the responses is used"]
+    )

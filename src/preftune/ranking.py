@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from .numerics import logsigmoid
+from .numerics import logsigmoid, positive
 from .types import PreftuneError
 
 T = TypeVar("T")
@@ -39,6 +39,11 @@ class Graded:
         """[B]: sum or mean of loss [B, K, K] over the pairs with psi_i > psi_j; 0 in a list without any."""
         total, pairs = torch.where(self.better, loss, 0.0).sum((1, 2)), self.better.sum((1, 2))
         return choose("reduction", {"sum": total, "mean": total / pairs.clamp(min=1)}, reduction)
+
+    def softmax(self, alpha: float) -> Tensor:
+        """softmax(psi / alpha) over the responses that take part [B, K]."""
+        positive("alpha", alpha, "it is the temperature of the grades")
+        return torch.where(self.here, self.psi / alpha, -torch.inf).softmax(1)
 
     def metrics(self) -> dict[str, Tensor]:
         """Scores of the best and of the worst graded response, their margin, and the share of the pairs in the right order."""

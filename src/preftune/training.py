@@ -19,7 +19,7 @@ from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
 from .learner import OPTIMISERS, GradientLearner, drift
 from .log import Log, check_tracker
-from .types import Collect, Context, Judge, Key, Method, Metrics, Policy, PreftuneError, Rows, RowsAgainst, needs_of, parts_of
+from .types import Collect, Context, Judge, Key, Method, Metrics, Needs, Policy, PreftuneError, Rows, RowsAgainst, needs_of, parts_of
 
 LOWER_IS_BETTER = ("loss", "kl", "nll", "length")  # and metrics whose names end so
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the steps after warm-up that is left -> share of the peak rate
@@ -181,9 +181,22 @@ def check_labels(method: Method, rows: Rows) -> list[str]:
             raise PreftuneError(
                 f"{name} reads {label}, but the rows have {', '.join(have) or 'no labels'}; see docs/data.md for the column"
             )
-    read = {*declared.labels, *declared.optional}
-    unread = [label for label in have if label not in read and label in ("prefer", "winrate")]
-    return [f"the data carry {label}, which {name} does not read: only the order of the responses is used" for label in unread]
+    return unread(method, rows)
+
+
+def unread(method: Method, rows: Rows) -> list[str]:
+    """Notes about soft labels that the objective, or one of its parts that look at the order, does not read."""
+    declared, parts = needs_of(method.objective), list(parts_of(method.objective))
+    notes = []
+    for label in ("prefer", "winrate"):
+        blind = parts
+        if label in {*declared.labels, *declared.optional}:
+            ordered = [part for part in parts if "ranked" in getattr(part, "needs", Needs(labels=())).labels]
+            blind = [part for part in ordered if label not in {*part.needs.labels, *part.needs.optional}]
+        if getattr(rows, label) is not None and blind:
+            name = " + ".join(getattr(part, "__name__", "this objective") for part in blind)
+            notes.append(f"the data carry {label}, which {name} does not read: only the order of the responses is used")
+    return notes
 
 
 def run(

@@ -18,13 +18,15 @@ def cpo(
     link: reference_free.Link = "logistic",
     per_token: bool = False,
     label_smoothing: float = 0.0,
+    gamma: float = 0.0,
 ) -> Method:
     """A pair without a reference plus alpha times the likelihood of the chosen response per token.
 
     alpha = 0 is dpo with a reference to which both responses are alike. TRL's CPOTrainer calls alpha cpo_alpha; its loss_type
     "hinge" is link=hinge (the nearest it has to SLiC-HF), "ipo" link=squared with per_token, "simpo" the method simpo with
-    sft_weight = cpo_alpha, "alphapo" the method alphapo. Its likelihood is a mean over the tokens of a micro-batch; here
-    every row counts alike, whatever the micro-batches.
+    sft_weight = cpo_alpha, "alphapo" the method alphapo. link=hinge with per_token and alpha = 0 is the hinge of SimPO's authors,
+    gamma its margin in reward units (beta times their gamma_beta_ratio). TRL's likelihood is a mean over the tokens of
+    a micro-batch; here every row counts alike, whatever the micro-batches.
     """
-    preference = partial(reference_free.cpo, beta=beta, link=link, per_token=per_token, label_smoothing=label_smoothing)
+    preference = partial(reference_free.cpo, beta=beta, gamma=gamma, link=link, per_token=per_token, label_smoothing=label_smoothing)
     return Method(add(preference, scale(nll, alpha)), given, none, plain)

@@ -14,7 +14,7 @@ from ..update import plain
 def list_softmax(beta: float = 0.05, alpha: float | None = None) -> Method:
     """The softmax of a list's log-ratios imitates its scores: their shares of the sum, or with alpha their softmax.
 
-    With alpha this is InfoNCA, whose rewards are the scores; nca is its relative that also holds absolute likelihoods. With
+    With alpha this is InfoNCA, whose rewards are the scores; nca with alpha is its relative that also holds absolute likelihoods. With
     two responses of grades 1 and 0 it is dpo. Scores below 0 need alpha.
     """
     return Method(partial(listwise.list_softmax, beta=beta, alpha=alpha), given, frozen, plain)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..collect.draw import given
 from ..objectives import modifiers
+from ..ranking import choose
 from ..reference import frozen
 from ..types import Loss, Method
 from ..update import plain
@@ -23,4 +24,4 @@ def odpo(beta: float = 0.1, alpha: float = 1.0, f: Literal["linear", "log"] = "l
     lower the margin below 0, and rows whose scores do not favour the chosen response count 0. TRL-like libraries take the
     difference itself, f = "linear".
     """
-    return Method(partial(FORMS[f], beta=beta, alpha=alpha), given, frozen, plain)
+    return Method(partial(choose("f", FORMS, f), beta=beta, alpha=alpha), given, frozen, plain)

@@ -6,7 +6,7 @@ from functools import partial
 
 from ..collect.draw import Pairs, against
 from ..numerics import positive
-from ..objectives import games
+from ..objectives import games, pairwise
 from ..reference import frozen
 from ..types import Method
 from ..update import plain
@@ -21,7 +21,7 @@ def online_ipo(tau: float = 1.0, pairs: Pairs = "policy", responses: int = 2, op
     (on text: broadly) and needs them, one by default: on a table an SGD step is then exactly online mirror descent with
     eta = 4 lr / (n tau).
     """
-    positive("tau", tau, games.PULL)
+    positive("tau", tau, pairwise.PULL)
     asked = opponents if opponents is not None else int(pairs == "uniform")
     collect = against(pairs=pairs, responses=responses, opponents=asked)
     return Method(partial(games.online_ipo, beta=tau), collect, frozen, plain, collect_every="step", recipe=SELF_PLAY)

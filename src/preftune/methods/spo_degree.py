@@ -38,10 +38,10 @@ def spo_degree(
     Measured against its controls on a small model it gained nothing: docs/spo-degree.md.
     Not the diffusion method SPO (step-aware), nor self-play preference optimisation (sppo).
     """
+    copies = degraded(degrees=degrees, remove=remove, replace=replace, shuffle=shuffle_degrees)
     if gamma == 0:
         return without_degrees(beta)
     positive("gamma", gamma, "it weighs the degree loss; 0 is dpo")
-    copies = degraded(degrees=degrees, remove=remove, replace=replace, shuffle=shuffle_degrees)
     term = degree.degree if ordinal is None else partial(degree.ordinal, surrogate=ordinal)
     head = Head(size=degrees if ordinal is None else 1, pool="mean", lr_scale=HEAD_LR)
     objective = add(partial(dpo, beta=beta), scale(term, gamma))

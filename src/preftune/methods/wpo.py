@@ -9,6 +9,7 @@ from typing import Literal
 from ..collect.draw import given
 from ..objectives import modifiers
 from ..objectives.pairwise import dpo
+from ..ranking import choose
 from ..reference import frozen
 from ..types import Method, Objective
 from ..update import plain
@@ -32,4 +33,4 @@ def wpo(
 
     Weights of 1 would be dpo.
     """
-    return Method(FORMS[weights](partial(dpo, beta=beta, label_smoothing=label_smoothing)), given, frozen, plain)
+    return Method(choose("weights", FORMS, weights)(partial(dpo, beta=beta, label_smoothing=label_smoothing)), given, frozen, plain)

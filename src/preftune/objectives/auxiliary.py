@@ -53,21 +53,16 @@ def add(*objectives: Objective) -> Objective:
                 "cannot add a loss averaged over tokens to one averaged over rows: their divisors differ; "
                 "use aggregation='seq_mean' or 'seq_sum'"
             )
-        row = losses[0].row
-        for loss in losses[1:]:
-            row = row + loss.row
-        metrics: dict[str, object] = {}
-        for loss in losses:
-            metrics.update(loss.metrics)
+        row = sum((loss.row for loss in losses[1:]), losses[0].row)
+        metrics = {name: value for loss in losses for name, value in loss.metrics.items()}
         running = {name: value for loss in losses for name, value in loss.running.items()}
-        return Loss(row, metrics, running=running)  # type: ignore[arg-type]
+        return Loss(row, metrics, running=running)
 
     total.parts = objectives  # type: ignore[attr-defined]
     parts = [needs_of(objective) for objective in objectives]
-    columns = [part.columns for part in parts]
-    numbers = [c for c in columns if isinstance(c, int)]
+    numbers = [part.columns for part in parts if isinstance(part.columns, int)]
     total.needs = Needs(  # type: ignore[attr-defined]
-        columns="K" if "K" in columns else max(numbers),
+        columns="K" if len(numbers) < len(parts) else max(numbers),
         labels=tuple(dict.fromkeys(label for part in parts for label in part.labels)),
         optional=tuple(dict.fromkeys(label for part in parts for label in part.optional)),
         reference=any(part.reference for part in parts),

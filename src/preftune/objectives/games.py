@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..numerics import positive, variance
 from ..types import Loss, PreftuneError, Scored, needs
-
-PULL = "it is the pull towards the reference"
+from .pairwise import PULL
 
 
 @needs(columns="K", labels=("winrate",), optional=("law",))

@@ -82,8 +82,7 @@ def list_softmax(s: Scored, *, beta: float = 0.05, alpha: float | None = None) -
     positive("beta", beta, PULL)
     x = graded(s, beta * s.logratio)
     if alpha is not None:
-        positive("alpha", alpha, "it is the temperature of the grades")
-        target = torch.where(x.here, x.psi / alpha, -torch.inf).softmax(1)
+        target = x.softmax(alpha)
     else:
         bad = (x.psi < 0).any(1) | ~(x.psi.sum(1) > 0)
         if bad.any():
@@ -92,6 +91,21 @@ def list_softmax(s: Scored, *, beta: float = 0.05, alpha: float | None = None) -
         target = x.psi / x.psi.sum(1, keepdim=True)
     own = torch.where(x.here, x.s, -torch.inf).log_softmax(1)
     return Loss(-(target * torch.where(x.here, own, 0.0)).sum(1), x.metrics())
+
+
+@needs(**LIST)
+def list_nca(s: Scored, *, beta: float = 0.01, alpha: float = 1.0) -> Loss:
+    """Noise contrastive alignment of a list: every response is told from noise by its own log-ratio, as often as its grade says.
+
+    loss = -sum_i [t_i logsigmoid(s_i) + logsigmoid(-s_i) / K],   t = softmax(psi / alpha)
+
+    Limits  2 ln 2 at the reference; optimum s_i = log(K t_i), not up to a constant; K = 2, alpha -> 0: `nca`
+    Source  arXiv:2402.05369, the form for K responses with rewards; its InfoNCA is `list_softmax` with alpha
+    """
+    positive("beta", beta, PULL)
+    x = graded(s, beta * s.logratio)
+    noise = x.here.to(x.s) / x.here.sum(1, keepdim=True)
+    return Loss(-(x.softmax(alpha) * logsigmoid(x.s) + noise * logsigmoid(-x.s)).sum(1), x.metrics())
 
 
 @needs(**LIST)
