@@ -13,13 +13,13 @@ import torch
 import preftune
 from preftune.collect.draw import given
 from preftune.data import load
-from preftune.data.feed import TextFeed
+from preftune.data.feed import TextFeed, usable
 from preftune.data.files import from_rows, save
 from preftune.objectives import pairwise
 from preftune.reference import frozen
 from preftune.types import Loss, Method, PreftuneError, Scored, needs
 from preftune.update import plain
-from text_fixtures import tiny_folder, tiny_tokenizer
+from text_fixtures import tiny_folder, tiny_policy, tiny_tokenizer
 
 NAN = float("nan")
 
@@ -140,6 +140,7 @@ BROKEN: dict[str, tuple[list[dict[str, Any]], str]] = {
     "absent in one row": ([PAIR | {"margin": 1}, PAIR], r"row 2, column 'margin': found no value"),
     "under another name": ([PAIR | {"margins": 1}], r"rename with columns={'margins': 'margin'}"),
     "text": ([PAIR | {"margin": "much"}], r"row 1, column 'margin': found 'much', needed a number"),
+    "too large": ([PAIR | {"margin": 10**400}], r"row 1, column 'margin': found inf, needed a finite number"),
     "not finite": ([PAIR | {"margin": [1, float("inf")]}], r"row 1, column 'margin': found inf, needed a finite number"),
     "too long": ([PAIR | {"margin": [1, 2, 3]}], r"found 3 values, needed 2, one for each response"),
     "broken JSON": ([PAIR | {"margin": "[1, 2"}], r"row 1, column 'margin': found broken JSON"),
@@ -263,3 +264,103 @@ def test_tpo_trains_on_the_steps_of_a_file(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(STEPS | {"prompt": f"{i} + 1 ="}) + "\n" for i in range(4)))
     with pytest.raises(PreftuneError, match="segments"):
         run(str(file), out=tmp_path / "without")
+
+
+# --- a gold response beside the pair --------------------------------------------------------------------------------
+
+GOLDEN = PAIR | {"gold": "best"}
+USER, SAID = {"role": "user", "content": "x"}, lambda text: {"role": "assistant", "content": text}
+GOLDS: dict[str, dict[str, Any]] = {
+    "gold": GOLDEN,
+    "TRL's name": PAIR | {"reference": "best"},
+    "gold before TRL's name": GOLDEN | {"reference": "another"},
+    "pair that is swapped": {"prompt": "x", "chosen": "bad", "rejected": "good", "prefer": 0.2, "gold": "best"},
+    "pair by scores": {"prompt": "x", "response_a": "bad", "response_b": "good", "score_a": 1, "score_b": 2, "gold": "best"},
+    "message": PAIR | {"gold": [SAID("best")]},
+    "chats": {"chosen": [USER, SAID("good")], "rejected": [USER, SAID("bad")], "gold": [USER, SAID("best")]},
+    "list of three": {"prompt": "x", "responses": ["good", "bad", "best"], "ranked": True},
+}
+
+
+@pytest.mark.parametrize("layout", GOLDS)
+def test_three_responses_are_the_pair_and_its_gold_one(layout: str, tmp_path: Path) -> None:
+    save(from_rows([GOLDS[layout]]), tmp_path / "saved.jsonl")
+    for data in (from_rows([GOLDS[layout]]), load(str(tmp_path / "saved.jsonl"))):
+        assert len(usable(data, 3, ["ranked"])[0]) == 1
+        assert texts(feed(data, 3)) == [["good", "bad", "best"]]
+
+
+def test_methods_of_pairs_and_lists_leave_the_gold_response_alone() -> None:
+    for columns in (2, "K"):
+        assert texts(feed([GOLDEN], columns)) == [["good", "bad"]]
+
+
+def test_a_prompt_that_all_three_texts_begin_with_is_taken_off_all_three() -> None:
+    made = feed([{"chosen": "a b good", "rejected": "a b bad", "gold": "a b best"}], 3)
+    assert texts(made) == [[" good", " bad", " best"]]
+
+
+def test_lists_of_the_pair_and_its_gold_response_follow_a_swap() -> None:
+    row = GOLDS["pair that is swapped"] | {"words": [20, 10, 30]}
+    same(extra([row], 3, labels=("words",))["words"], [[10, 20, 30]])
+
+
+def test_rows_without_a_gold_response_are_left_out_and_counted() -> None:
+    rows = [GOLDEN, PAIR, PAIR | {"gold": None}, PAIR | {"gold": " "}, PAIR | {"reference": 7}]
+    data, notes = usable(from_rows(rows), 3, ["ranked"])
+    assert len(data) == 1 and notes == ["4 rows are left out: fewer than 3 responses"]
+
+
+def test_another_gold_response_makes_other_data() -> None:
+    seen = []
+    for said in ("best", "better"):
+        made = feed([PAIR | {"gold": said}], 3)
+        made.check()
+        seen.append(made.fingerprint)
+    assert None not in seen and seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (PAIR | {"gold": 7}, r"row 1, column 'gold': found int 7, needed text"),
+        (GOLDS["chats"] | {"gold": [SAID("y"), SAID("best")]}, r"column 'gold': found a chat that begins otherwise than the prompt"),
+        (
+            {"prompt": "x", "responses": list("abcd"), "scores": [4, 3, 2, 1]},
+            r"row 1: found 4 responses, needed 3; .*chosen, rejected and gold",
+        ),
+    ],
+)
+def test_what_is_no_gold_response_is_refused_before_training(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(PreftuneError, match=said):
+        feed([GOLDEN, row][1:], 3).check()
+    with pytest.raises(PreftuneError, match=r"row 1: found 2 responses, needed 3; use the columns chosen, rejected and gold"):
+        usable(from_rows([PAIR]), 3)
+
+
+# --- labels that every row needs ------------------------------------------------------------------------------------
+
+LIST = {"prompt": "x", "responses": ["a", "b", "c"]}
+LACKING: dict[str, tuple[str, list[dict[str, Any]], str]] = {
+    "no scores": ("odpo", [PAIR | {"score_chosen": 2, "score_rejected": 1}] * 2 + [PAIR], "row 3: found 2 responses without scores"),
+    "scores of some": ("lipo", [LIST | {"scores": [1, 2, 3]}, LIST | {"ranked": True}], "row 2: found 3 responses without scores"),
+    "no order": ("dpo", [LIST | {"ranked": True}, LIST | {"ranked": False}], "row 2: found 3 responses without ranks"),
+    "no label": ("bco", [LIST | {"desirable": [1, 0, 0]}, LIST | {"ranked": True}], "row 2: found 3 responses without desirable labels"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_row_without_a_label_that_the_method_needs_is_found_before_the_first_step(name: str, tmp_path: Path) -> None:
+    method, rows, said = LACKING[name]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(PreftuneError, match=f"data.jsonl, {said}"):
+        preftune.train(tiny_policy(), method, str(file), out=tmp_path / "run", progress=False, samples=0)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_list_of_one_response_is_left_out_where_lists_are_compared() -> None:
+    rows = [LIST | {"scores": [1, 2, 3]}, {"prompt": "x", "responses": ["a"], "scores": [1]}]
+    data, notes = usable(from_rows(rows), "K", ["ranked"], ["score"])
+    assert len(data) == 1 and notes == ["1 rows are left out: fewer than 2 responses"]
+    assert len(usable(from_rows([{"prompt": "x", "completion": "a", "label": True}]), "K", ["desirable"])[0]) == 1

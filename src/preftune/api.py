@@ -352,14 +352,15 @@ def _open(
     notes = _left_out(data)
     share = _share(test)
     data, test = data.split(share, seed) if share is not None else (data, None if test is None else load_data(test, **(read or {})))
-    data, unusable = usable(data, columns)
+    made = getattr(getattr(method.collect, "func", method.collect), "makes", ())  # labels that the collector adds itself
+    labels = tuple([name for name in names if name not in made] for names in (needs.labels, needs.optional)) if method.offline else ()
+    data, unusable = usable(data, columns, *labels)
     notes += unusable
     if test is not None:
-        test, _ = usable(test, columns)
+        test, _ = usable(test, columns, *labels)
     policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
-    made = getattr(getattr(method.collect, "func", method.collect), "makes", ())  # labels that the collector adds itself
     extra: dict[str, Any] = {
         name: tuple(label for label in labels if label not in (*LABELS, *made))
         for name, labels in (("labels", needs.labels), ("optional", needs.optional))
@@ -372,7 +373,8 @@ def _open(
             read_before_training.check()
     if columns:
         first = feed.rows(range(min(2, len(feed))))
-        notes += [] if {"desirable", *made} & set(needs.labels) else training.check_labels(method, first)
+        told = training.unread if {"desirable", *made} & set(needs.labels) else training.check_labels
+        notes += told(method, first)
     return policy, feed, held_out, notes
 
 

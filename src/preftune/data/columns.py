@@ -13,8 +13,9 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 from ..types import PreftuneError
@@ -99,6 +100,8 @@ def number(value: Any, where: str, column: str, low: float = -math.inf, high: fl
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         refuse(where, column, value if not isinstance(value, str) else repr(value), "a number", "correct the cell or remove the row")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:  # JSON has integers of any length
+        value = math.inf if value > 0 else -math.inf
     if not math.isfinite(value) or not low <= value <= high:
         bounds = "a finite number" if low == -math.inf else f"a number in [{low:g}, {high:g}]"
         refuse(where, column, repr(value), bounds, "correct the cell or remove the row")
@@ -310,6 +313,9 @@ def preference_chat(row: Row, where: str) -> tuple[list[Message], list[str]] | D
     return head, [chosen[-1]["content"], rejected[-1]["content"]]
 
 
+GOLD = ("gold", "reference")  # a third response, better than both; the other is TRL's name
+
+
 def preference(row: Row, where: str) -> Record | Dropped:
     """prompt (or a shared beginning), chosen, rejected; text or messages; soft labels and scores where given."""
     chosen, rejected = row["chosen"], row["rejected"]
@@ -334,7 +340,30 @@ def preference(row: Row, where: str) -> Record | Dropped:
     if isinstance(label, Dropped):
         return label
     reads = ("chosen", "rejected", *PAIR_LABELS)
-    return record(row, where, prompt, responses, reads=reads, ranked=True, scores=pair_scores(row, where), prefer=label)
+    found = record(row, where, prompt, responses, reads=reads, ranked=True, scores=pair_scores(row, where), prefer=label)
+    if row.get("prompt") is None and isinstance(prompt, str) and isinstance(found, Record):
+        whole = {name: said for name in GOLD if isinstance(said := row.get(name), str) and said.startswith(prompt)}
+        found.meta.update({name: said[len(prompt) :] for name, said in whole.items()})
+    return found
+
+
+def with_gold(pair: Record) -> Record:
+    """A pair with the response in its column `gold` as the third, as triple-po reads them; a row without one as it is.
+
+    TRL calls the column `reference`, which is taken where it is a text. Methods that read pairs see neither.
+    """
+    name = next((name for name in GOLD if filled(pair.meta.get(name))), None)
+    if name is None or len(pair.responses) != 2 or (name == "reference" and not isinstance(pair.meta[name], str)):
+        return pair
+    value, where = pair.meta[name], pair.where or pair.id
+    if isinstance(value, list) and len(value) > 1:
+        turns = [turn for turn in messages(value, where, name) if turn["role"] != "system"]
+        if turns[:-1] != pair.prompt:
+            refuse(where, name, "a chat that begins otherwise than the prompt", "the answer, or the same turns before it",
+                   "correct the row")  # fmt: skip
+        value = value[-1:]
+    said, order = (answer if isinstance(value, list) else text)(value, where, name), (*pair.order, 2) if pair.order else ()
+    return replace(pair, responses=[*pair.responses, said], scores=None, prefer=None, desirable=None, order=order)
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -626,6 +655,24 @@ def prompt_digest(record: Record) -> bytes:
     if len(turns) == 2 and turns[0] == "user":
         turns = turns[1:]
     return hashlib.blake2b(json.dumps([" ".join(turn.split()) for turn in turns]).encode(), digest_size=8).digest()
+
+
+def filled(value: Any) -> bool:
+    """A cell that is neither missing nor blank."""
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
+HOLDS = {  # what a method may need of every row -> whether a record has it; kept as bits for each row, see `bits`
+    "ranked": lambda record: record.ranked,
+    "score": lambda record: record.scores is not None,
+    "desirable": lambda record: record.desirable is not None,
+    "gold": lambda record: filled(record.meta.get("gold")) or isinstance(said := record.meta.get("reference"), str) and filled(said),
+}
+
+
+def bits(record: Record) -> int:
+    """The labels that a record holds, one bit each in the order of HOLDS."""
+    return sum(holds(record) << bit for bit, holds in enumerate(HOLDS.values()))
 
 
 def to_row(record: Record) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..types import Key, PreftuneError
-from .columns import FORMATS, Dropped, Record, Row, convert, identify, prompt_digest, recognise, to_row
+from .columns import FORMATS, HOLDS, Dropped, Record, Row, bits, convert, identify, prompt_digest, recognise, to_row
 
 Spec = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]]
 
@@ -449,6 +449,7 @@ class Scan:
     weight: np.ndarray  #   float64
     columns: np.ndarray  #  uint16, number of responses
     imitable: np.ndarray  # bool, the first response is not labelled undesirable
+    labels: np.ndarray  #   uint8, columns.bits
     counts: Counter[str]
     dropped: Counter[str]
 
@@ -461,7 +462,7 @@ def hash8(value: str) -> bytes:
 def scan(source: Source, strict: bool) -> Scan:
     """Convert every row once, so that the last row's mistake is found before training begins."""
     kept, weight, identity, prompt, content = array("q"), array("d"), bytearray(), bytearray(), bytearray()
-    columns, imitable = array("H"), bytearray()
+    columns, imitable, labels = array("H"), bytearray(), bytearray()
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     part = source
@@ -480,6 +481,7 @@ def scan(source: Source, strict: bool) -> Scan:
             weight.append(record.weight)
             columns.append(min(len(record.responses), 65535))
             imitable.append((record.desirable or [True])[0])
+            labels.append(bits(record))
             identity += hash8(name)
             content += digest
             prompt += prompt_digest(record)
@@ -487,7 +489,7 @@ def scan(source: Source, strict: bool) -> Scan:
             counts["swapped"] += record.swapped
             counts["with_choice"] += len(record.responses) > 1
     names, prompts, contents = (np.frombuffer(bytes(part), "<u8") for part in (identity, prompt, content))
-    reads = np.asarray(columns, "u2"), np.frombuffer(bytes(imitable), bool)
+    reads = np.asarray(columns, "u2"), np.frombuffer(bytes(imitable), bool), np.frombuffer(bytes(labels), np.uint8)
     return Scan(np.asarray(kept, "i8"), names, prompts, contents, np.asarray(weight), *reads, counts, dropped)
 
 
@@ -516,6 +518,7 @@ class Dataset:
     weight: np.ndarray  #  [N] float64, as in the files
     columns: np.ndarray  # [N] uint16, number of responses
     imitable: np.ndarray  # [N] bool, the first response is not labelled undesirable
+    labels: np.ndarray  #  [N] uint8, what else a row holds: columns.bits
     suffix: Mapping[tuple[int, int], str]  # (source, row) -> what makes a repeated id unique
     counts: Mapping[str, Any]  # read, kept, dropped {reason: rows}, ties, swapped, repeated_ids, left_out
 
@@ -565,8 +568,12 @@ class Dataset:
     def select(self, indices: Sequence[int] | np.ndarray) -> Dataset:
         """Some records as a data set of their own, in the order asked for."""
         where = np.asarray(indices, dtype=np.int64)
-        parts = {name: getattr(self, name)[where] for name in ("source", "row", "prompt", "content", "weight", "columns", "imitable")}
-        return dataclasses.replace(self, **parts)
+        names = ("source", "row", "prompt", "content", "weight", "columns", "imitable", "labels")
+        return dataclasses.replace(self, **{name: getattr(self, name)[where] for name in names})
+
+    def holding(self, label: str) -> np.ndarray:
+        """[N] bool: the rows that have the label, a name in columns.HOLDS."""
+        return (self.labels >> list(HOLDS).index(label)) & 1 == 1
 
     def split(self, test_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
         """(train, test) without a common prompt; near `test_fraction` of the records are in test, at least one in each.
@@ -653,7 +660,7 @@ def build(sources: Sequence[Source], shares: Sequence[float] | None, *, strict: 
         "read": read, "kept": kept, "dropped": dict(dropped.most_common()), "ties": counts["ties"], "swapped": counts["swapped"],
         "repeated_ids": len(again), "left_out": kept - len(number),
     }  # fmt: skip
-    arrays = {name: gather(name) for name in ("prompt", "content", "columns", "imitable")}
+    arrays = {name: gather(name) for name in ("prompt", "content", "columns", "imitable", "labels")}
     return Dataset(tuple(sources), number.astype("u2"), row, weight=weight, suffix=suffix, counts=summary, **arrays)
 
 

@@ -69,6 +69,6 @@ def _tokens(s: Scored) -> Tensor:
     if s.rows.segments is None:
         raise PreftuneError(
             "tpo weighs the steps of a response, but the rows carry no segments, so that each response is one; needed rows.segments "
-            "[B, K, S + 1], where the steps begin and end in tokens; collect rows that have them, or use lipo, which reads whole responses"
+            "[B, K, S + 1], where the steps begin and end in tokens; give the data a column steps, or use lipo, which reads whole responses"
         )
     return s.rows.segments.diff(dim=2).to(s.logp)
