@@ -18,7 +18,7 @@ from preftune.learner import GradientLearner
 from preftune.objectives import absolute, divergences, pairwise, transport
 from preftune.objectives.running import running_mean
 from preftune.policies.tabular import TableResponses, TabularPolicy
-from preftune.training import check_labels
+from preftune.training import check_labels, unread
 from preftune.types import Method, Objective, PreftuneError, Rows, Scored
 from vector_rows import VECTORS
 from vector_rows import pairs as vector_pairs
@@ -352,3 +352,10 @@ def test_a_soft_label_is_said_to_be_unread_also_where_one_term_of_a_sum_reads_it
     assert told == (
         [] if blind is None else [f"the data carry prefer, which {blind} does not read: only the order of the responses is used"]
     )
+
+
+@pytest.mark.parametrize("method", [methods.kto(), methods.bco(), methods.apo_zero_unpaired()])
+def test_methods_that_take_pairs_apart_say_that_they_leave_a_soft_label_unread(method: Method) -> None:
+    pair = Rows(("a",), (0,), TableResponses(torch.arange(2).expand(1, 2)), ranked=True, prefer=torch.tensor([0.7]))
+    assert len(unread(method, pair)) == 1 and "carry prefer" in unread(method, pair)[0]
+    assert unread(method, pair.replace(prefer=None)) == []

@@ -270,3 +270,16 @@ def test_the_authors_targets_lie_hundreds_of_nats_away() -> None:
     s = lists(2)
     s = at(replace(s, rows=s.rows.replace(winrate=torch.tensor([[1.0, 0.0]] * 50, dtype=torch.float64))), s.ref_logp)
     np.testing.assert_allclose(gradient(row(methods.sppo().objective), s)[0], [-500.0, 500.0])
+
+
+def test_sppo_reads_nothing_of_an_absent_response_not_even_that_its_win_rate_is_missing() -> None:
+    ratio = torch.tensor([[0.3, -0.2, 9.0]], dtype=torch.float64)
+    winrate = torch.tensor([[0.8, 0.3, torch.nan]], dtype=torch.float64)
+    rows = Rows(("a",), (0,), TableResponses(torch.arange(3).expand(1, 3)), winrate=winrate)
+    three = Scored(rows.replace(present=torch.tensor([[True, True, False]])), ratio.clone().requires_grad_(), torch.zeros_like(ratio))
+    two = Scored(rows.replace(winrate=winrate[:, :2]), ratio[:, :2], torch.zeros(1, 2, dtype=torch.float64))
+    loss = pointwise.sppo(three, beta=0.5)
+    close(loss.row, pointwise.sppo(two, beta=0.5).row)
+    (slope,) = torch.autograd.grad(loss.row.sum(), three.logp)
+    assert torch.isfinite(slope).all() and slope[0, 2] == 0
+    close(loss.metrics["winrate"], torch.tensor([0.55], dtype=torch.float64))

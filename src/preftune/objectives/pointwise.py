@@ -150,8 +150,8 @@ def sppo(s: Scored, *, beta: float = 0.001, centred: bool = False) -> Loss:
     positive("beta", beta, PULL)
     if s.rows.winrate is None:
         raise PreftuneError("sppo reads winrate, but the rows carry none; collect with a judge against the policy of the round")
-    winrate = s.rows.winrate.to(s.logratio.dtype)
-    present = torch.ones_like(winrate) if s.rows.present is None else s.rows.present.to(winrate.dtype)
+    present = torch.ones_like(s.logratio) if s.rows.present is None else s.rows.present.to(s.logratio.dtype)
+    winrate = torch.where(present > 0, s.rows.winrate.to(present.dtype), 0.0)  # an absent response has none: NaN
     share = present / present.sum(1, keepdim=True) if s.rows.law is None else s.rows.law.to(winrate.dtype)
     u = s.logratio - (winrate - 0.5) / beta
     if centred:
