@@ -62,7 +62,7 @@ def test_losses_and_derivatives_are_those_of_the_vectors(case: dict[str, Any]) -
 
 def test_every_case_of_the_vectors_is_checked_and_none_is_null() -> None:
     """Lists are checked in test_lists_facts.py, batches in test_losses_facts.py, formulas in test_logic.py."""
-    assert CASES == VECTORS["pairwise"] and {case["name"] for case in CASES} == set(OBJECTIVES)
+    assert VECTORS["pairwise"] == CASES and {case["name"] for case in CASES} == set(OBJECTIVES)
     assert all(None not in case[part] for case in CASES for part in ("loss", "d_chosen", "d_rejected"))
 
 
