@@ -200,6 +200,11 @@ def test_a_judge_that_is_not_there(refused: Refused, write: Rows) -> None:
     assert "did you mean ratings?" in refused(write(*pairs()), "egpo", judge="rating")
 
 
+def test_a_dry_run_finds_an_unknown_judge_too(model: Path, write: Rows) -> None:
+    with pytest.raises(PreftuneError, match="did you mean ratings"):
+        api.plan(model, "egpo", write(*pairs()), judge="rating")
+
+
 @pytest.mark.parametrize(
     ("method", "setting"),
     [
@@ -267,6 +272,14 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_a_folder_that_holds_a_run(refused: Refused, write: Rows, run: Path) -> None:
     said = refused(write(*pairs()), out=run)
     assert "holds a run already, needed a new folder" in said and f"--resume {run}" in said
+
+
+def test_a_folder_that_holds_a_model(refused: Refused, write: Rows, model: Path, tmp_path: Path) -> None:
+    """Its config.json would be written over, and the model could not be loaded again."""
+    here = Path(shutil.copytree(model, tmp_path / "mine"))
+    assert "holds a config.json that is no run's" in refused(write(*pairs()), model=here, out=here)
+    with pytest.raises(PreftuneError, match="no run's, needed the folder of a run"):
+        api.resume(here, progress=False)
 
 
 def test_a_folder_that_cannot_be_written(refused: Refused, write: Rows, tmp_path: Path) -> None:

@@ -432,12 +432,14 @@ def test_what_is_no_single_method_is_refused_with_a_reason(trainer: str, version
         ("dpo", None, {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 2.0}, "needed 0 <= alpha <= 1"),
         ("dpo", None, {"loss_weights": [1, 2]}, "loss_weights has 2 numbers, needed 1"),
         ("dpo", None, {"beta": "much"}, "beta is 'much', needed a number"),
+        (None, None, {"loss_type": 5}, "may be of several trainers"),
+        ("dpo", None, {"loss_type": 5}, "loss_type is .*5.*needed one of"),
         ("dpo", "newest", {}, "--trl-version is 'newest'"),
         ("ppo", None, {}, "PPO samples and scores"),
         ("nonsense", None, {}, "needed one of dpo, kto"),
     ],
 )
-def test_a_mistake_is_answered_in_words(trainer: str, version: str | None, given: dict[str, Any], said: str) -> None:
+def test_a_mistake_is_answered_in_words(trainer: str | None, version: str | None, given: dict[str, Any], said: str) -> None:
     with pytest.raises(PreftuneError, match=said):
         translate(given, trainer=trainer, version=version)
 

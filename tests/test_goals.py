@@ -164,14 +164,23 @@ def test_the_command_speaks_json_and_refuses_by_name(
     for arguments, message in [
         (["data", "goals", str(source)], "no file to write"),
         (["data", "check", str(source), str(out)], "a second file"),
+        (["data", "goals", str(source), str(tmp_path / "new" / ".." / "scored.jsonl")], "a file that is read"),
+        (["data", "goals", str(source), str(tmp_path)], "a folder"),
     ]:
         assert command(*arguments) == 3
         assert message in " ".join(capsys.readouterr().err.split())
+    assert source.read_text() == json.dumps(PAIR) + "\n"
     source.write_text(json.dumps({name: PAIR[name] for name in ("prompt", "chosen", "rejected")}) + "\n")
     before = out.read_text()
     assert command("data", "goals", str(source), str(out)) == 3
     assert "no row with two different scores" in " ".join(capsys.readouterr().err.split())
     assert out.read_text() == before and list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("goal", [float("nan"), float("inf"), 0, 11])
+def test_a_goal_off_the_scale_of_its_text_is_refused(goal: float) -> None:
+    with pytest.raises(PreftuneError, match="needed a number from 1 to 10"):
+        list(prompts_with_goal(from_rows([PAIR]), goal))
 
 
 def test_prompts_keep_their_ids_and_say_their_goal() -> None:

@@ -185,10 +185,11 @@ def resume(
     folder: str | Path, *, method: str | None = None, judge: Any = None, callbacks: Sequence[training.Callback] = (), progress: bool = True
 ) -> Run:
     """Go on with an interrupted run, with the settings in its config.json. A judge that is no name has to be given again."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
+    if not (Path(folder) / "config.json").exists():
         raise PreftuneError(f"{folder} has no config.json, needed the folder of a run; `preftune train --out` writes one")
-    made = json.loads(path.read_text(encoding="utf-8"))
+    made = _written(Path(folder))
+    if made is None:
+        raise PreftuneError(f"{folder} holds a config.json that is no run's, needed the folder of a run; `preftune train --out` writes one")
     if method is not None and method != made["method"]:
         raise PreftuneError(f"{folder} was made with {made['method']}, not with {method}; resume without a method, or start a new run")
     objects = [part for part in made["objects"] if part != "judge" or judge is None]
@@ -230,6 +231,8 @@ def plan(
     chosen = prepare(method, settings)
     composed, config = chosen.method, chosen.config
     _asks_a_judge(chosen, judge)
+    if judge is not None:
+        resolve_judge(judge)
     policy, feed, _, extra = _open(composed, model, data, test, config.seed, load, read, max_prompt, max_response)
     total, _, _ = training.plan(composed, len(feed), config)
     trained = sum(p.numel() for p in policy.parameters())
@@ -447,7 +450,18 @@ def _alone(folder: Path) -> Iterator[None]:
 def _fresh(folder: Path) -> None:
     if any((folder / part).exists() for part in ("metrics.jsonl", "checkpoints", "rounds")):  # a config.json alone has lost nothing
         raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
+    if (folder / "config.json").exists() and _written(folder) is None:
+        raise PreftuneError(f"{folder} holds a config.json that is no run's, needed a new folder, no model's; choose another --out")
     checkpoint.check_room(folder, 0)
+
+
+def _written(folder: Path) -> dict[str, Any] | None:
+    """What a run wrote to its config.json; None where that of a model stands there, or nothing that can be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"method", "hyperparameters", "objects"} <= found.keys() else None
 
 
 def _reference(policy: Any, method: Method) -> Any:

@@ -84,6 +84,9 @@ def goals(
         raise PreftuneError("data goals was given no file to write, needed one; for instance preftune data goals scored.jsonl goals.jsonl")
     counts: Counter[str] = Counter()
     records = load(source, **how)
+    if out.is_dir() or out.resolve() in {Path(name).resolve() for name in records.formats}:
+        found = "a folder" if out.is_dir() else "a file that is read"
+        raise PreftuneError(f"data goals was asked to write {out}, {found}, needed the name of another file; for instance goals.jsonl")
     where: Any = {**said, "place": place}
     made = rows_with_goals(records, counts, **where, **drawn) if goal is None else prompts_with_goal(records, goal, **where)
     facts = {"file": str(out), "rows": write(made, out, source)} | dict(counts)

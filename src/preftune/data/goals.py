@@ -10,6 +10,7 @@ Source  arXiv:2410.08067; the authors' script leaves the answers of its second r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -95,5 +96,7 @@ def rows_with_goals(
 
 def prompts_with_goal(records: Iterable[Record], goal: float, *, text: str = TEXT, place: Place = "system") -> Iterator[dict[str, Any]]:
     """The prompts alone, asked for this goal: what the model is used and measured with."""
+    if not math.isfinite(goal) or (text == TEXT and not 1 <= goal <= 10):
+        raise PreftuneError(f"the goal is {goal}, needed a number from 1 to 10, as the goal's text says; or say it otherwise with --text")
     for record in records:
         yield row(asked(record, goal, text, place), goal=goal)

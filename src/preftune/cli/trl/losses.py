@@ -475,7 +475,7 @@ ONLY_BEFORE = frozenset(  # keys that DPOConfig had until 0.28
 def kind_of(given: Mapping[str, Any]) -> str:
     """Which of TRL's classes a configuration is of, by the keys and loss types that only one of them has."""
     losses = given.get("loss_type") or []
-    words = {*given, *([losses] if isinstance(losses, str) else map(str, losses))}
+    words = {*given, *(map(str, losses) if isinstance(losses, list) else [str(losses)])}
     found = {name: sorted(words & set(trainer.evidence.split())) for name, trainer in TRAINERS.items()}
     found = {name: keys for name, keys in found.items() if keys}
     if len(found) == 1:
@@ -490,7 +490,7 @@ def kind_of(given: Mapping[str, Any]) -> str:
 def version_of(trainer: str, given: Mapping[str, Any], asked: str | None) -> tuple[tuple[int, ...], list[str]]:
     """The version that reads the configuration, and what has to be said about it."""
     losses = given.get("loss_type") or []
-    losses = [losses] if isinstance(losses, str) else list(map(str, losses))
+    losses = list(map(str, losses)) if isinstance(losses, list) else [str(losses)]
     old = [key for key in given if key in ONLY_BEFORE] + ["aot_pair"] * ("aot_pair" in losses)
     if asked is None:
         if trainer == "dpo" and old:
