@@ -299,6 +299,7 @@ REFUSED: dict[str, Refusal] = {
     "a period of no step": (lambda: methods.tr_dpo(every=0), "every is 0"),
     "an unknown aggregation": (lambda: probe(methods.sft("sum")), "aggregation is 'sum'"),
     "a NaN weight": (lambda: probe(methods.rpo(eta=math.nan)), "nan"),
+    "a likelihood that is pushed down": (lambda: methods.slic(lam=-1.0), "weight of nll is -1.0"),
     "a NaN margin": (lambda: probe(methods.simpo(gamma=math.nan)), "nan"),
     "an objective that declares nothing": (lambda: needs_of(frozen), "declares no needs"),
     "token means beside row means": (lambda: auxiliary.add(partial(auxiliary.nll, aggregation="tok_mean"), dpo)(pairs()), "divisors"),

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .types import PreftuneError
 
-__all__ = ["log1mexp", "logsigmoid", "positive", "sigmoid", "softplus", "variance"]
+__all__ = ["log1mexp", "logsigmoid", "not_negative", "positive", "sigmoid", "softplus", "variance"]
 
 LN2 = math.log(2.0)
 
@@ -19,6 +19,12 @@ def positive(name: str, value: float, meaning: str) -> None:
     """Refuse a hyperparameter that is not a finite number above 0."""
     if not (value > 0 and math.isfinite(value)):
         raise PreftuneError(f"{name} is {value}, needed a finite number above 0; {meaning}")
+
+
+def not_negative(name: str, value: float, meaning: str) -> None:
+    """Refuse a hyperparameter that is not a finite number of at least 0."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise PreftuneError(f"{name} is {value}, needed a finite number of at least 0; {meaning}")
 
 
 def sigmoid(x: Tensor) -> Tensor:

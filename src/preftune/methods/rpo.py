@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from ..collect.draw import given
+from ..numerics import positive
 from ..objectives.auxiliary import add, nll, scale
-from ..objectives.pairwise import dpo
+from ..objectives.pairwise import PULL, dpo
 from ..reference import frozen
 from ..types import Method
 from ..update import plain
@@ -18,6 +19,7 @@ def rpo(beta: float = 0.01, eta: float = 0.005, label_smoothing: float = 0.0) ->
     The likelihood term keeps the chosen response from losing probability with the rejected one. It reads column 0 also
     under soft labels: the likelier winner. eta = 0 is dpo.
     """
+    positive("beta", beta, PULL)
     likelihood = scale(partial(nll, aggregation="seq_sum"), eta * beta)
     return Method(add(partial(dpo, beta=beta, label_smoothing=label_smoothing), likelihood), given, frozen, plain)
 

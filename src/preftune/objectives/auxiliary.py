@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..types import Loss, Needs, Objective, PreftuneError, Scored, needs, needs_of
+from ..numerics import not_negative
+from ..types import Loss, Needs, Objective, PreftuneError, Scored, needs, needs_of, parts_of
 
 Aggregation = Literal["seq_mean", "seq_sum", "tok_mean"]
 
@@ -33,7 +34,9 @@ def nll(s: Scored, *, aggregation: Aggregation = "seq_mean") -> Loss:
 
 
 def scale(objective: Objective, weight: float) -> Objective:
-    """The objective times a number; its metrics stay as they are."""
+    """The objective times a number of at least 0; its metrics stay as they are."""
+    name = " + ".join(part.__name__ for part in parts_of(objective))
+    not_negative(f"the weight of {name}", weight, "below 0 the term would be maximised")
 
     def scaled(s: Scored) -> Loss:
         loss = objective(s)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..numerics import logsigmoid, positive
+from ..numerics import logsigmoid, not_negative, positive
 from ..types import Loss, Objective, PreftuneError, Scored, Want, needs, needs_of
 from .pairwise import PAIR, PULL, cross_entropy, dpo, gap, lengths, ordered, pair_metrics
 
@@ -24,11 +24,6 @@ def _expected(s: Scored, labelled: Tensor, exchanged: Tensor) -> Tensor:
         return labelled
     prefer = s.rows.prefer.to(labelled.dtype)
     return prefer * labelled + (1 - prefer) * exchanged
-
-
-def _not_negative(name: str, value: float, meaning: str) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise PreftuneError(f"{name} is {value}, needed a finite number of at least 0; {meaning}")
 
 
 @needs(**PAIR)
@@ -78,7 +73,7 @@ def rdpo_length(s: Scored, *, beta: float = 0.1, alpha: float = 0.01) -> Loss:
     Source  arXiv:2403.19159
     """
     positive("beta", beta, PULL)
-    _not_negative("alpha", alpha, "it is what a token costs, and below 0 length would be rewarded")
+    not_negative("alpha", alpha, "it is what a token costs, and below 0 length would be rewarded")
     length = lengths(s).to(s.logratio.dtype)
     return Loss(cross_entropy(s, beta * gap(s) + alpha * (length[:, 0] - length[:, 1])), pair_metrics(s, beta))
 
@@ -172,7 +167,7 @@ def dpop(s: Scored, *, beta: float = 0.3, lam: float = 50.0) -> Loss:
     Source  Smaug, arXiv:2402.13228
     """
     positive("beta", beta, PULL)
-    _not_negative("lam", lam, "it weighs the penalty of a chosen response that falls")
+    not_negative("lam", lam, "it weighs the penalty of a chosen response that falls")
     h, penalty = beta * gap(s), beta * lam * torch.relu(-s.logratio)
     row = _expected(s, -logsigmoid(h - penalty[:, 0]), -logsigmoid(-h - penalty[:, 1]))
     return Loss(row, {**pair_metrics(s, beta), "fallen": (s.logratio[:, 0] < 0).to(h.dtype)})
@@ -189,7 +184,7 @@ def cal_dpo(s: Scored, *, beta: float = 0.001, weight: float = 1.0) -> Loss:
     Source  arXiv:2412.14516; scripts/dpo_trainer.py of the authors' code
     """
     positive("beta", beta, "the log-ratios go to plus and minus 1 / (2 beta)")
-    _not_negative("weight", weight, "it weighs the squares against the pair loss")
+    not_negative("weight", weight, "it weighs the squares against the pair loss")
     (a, b), t = s.logratio.unbind(1), 1 / (2 * beta)
     squares = _expected(s, (a - t) ** 2 + (b + t) ** 2, (a + t) ** 2 + (b - t) ** 2)
     return Loss(cross_entropy(s, a - b) + weight * squares, pair_metrics(s, 1.0))
