@@ -282,6 +282,13 @@ def test_a_folder_that_holds_a_model(refused: Refused, write: Rows, model: Path,
         api.resume(here, progress=False)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "no json"])
+def test_a_model_folder_whose_configuration_is_none(refused: Refused, write: Rows, model: Path, tmp_path: Path, text: str) -> None:
+    here = Path(shutil.copytree(model, tmp_path / "mine"))
+    (here / "config.json").write_text(text)
+    assert "names no model_type" in refused(write(*pairs()), model=here)
+
+
 def test_a_folder_that_cannot_be_written(refused: Refused, write: Rows, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     assert "cannot write" in refused(write(*pairs()), out=tmp_path / "file" / "run")

@@ -89,6 +89,14 @@ def test_rounds_beyond_the_last_stage_repeat_it() -> None:
     assert stage(ranked(), 5).response.index.tolist() == stage(ranked(), 2).response.index.tolist()
 
 
+def test_a_mixed_step_draws_no_rank_that_its_rows_lack() -> None:
+    """Lists of two among longer ones: a batch of them alone has rank 2 only, and a tie with the best is no pair."""
+    short, tie = ranked([[2.0, 1.0]]), ranked([[5.0, 5.0, 4.0, 2.0]])
+    for seed in range(20):
+        assert mixed(Context({}, short, key=Key.of(seed)), stages=3).score.tolist() == [[2.0, 1.0]]  # type: ignore[union-attr]
+        assert mixed(Context({}, tie, key=Key.of(seed)), stages=3).score.tolist() in ([[5.0, 4.0]], [[5.0, 2.0]])  # type: ignore[union-attr]
+
+
 def test_mixed_steps_take_one_rank_each_and_all_ranks_in_time() -> None:
     """300 draws of 3 ranks: about 100 each, with a standard deviation of 8."""
     columns = [int(mixed(Context({}, ranked(), key=Key.of(seed)), stages=3).response.index[0, 1]) for seed in range(300)]

@@ -483,6 +483,14 @@ def check_folder(base: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise PreftuneError(f"{folder} has no config.json, so it is no model folder; give the folder that save_pretrained wrote")
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        described = None
+    if not isinstance(described, dict) or "model_type" not in described:
+        raise PreftuneError(
+            f"{folder / 'config.json'} names no model_type, needed a model's configuration; give the folder that save_pretrained wrote"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
         raise PreftuneError(
