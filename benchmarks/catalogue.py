@@ -125,9 +125,10 @@ def with_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def halves(text: str) -> list[str]:
-    """A sentence in two steps, for methods that weigh steps."""
-    words = text.split(" ")
-    return [" ".join(words[: len(words) // 2]), " " + " ".join(words[len(words) // 2 :])]
+    """A sentence in two steps, for methods that weigh steps: cut behind a word where there is one in its second half."""
+    cut = text.find(" ", len(text) // 2)
+    cut = cut if cut > 0 else len(text) // 2
+    return [text[:cut], text[cut:]]
 
 
 # --- one run ------------------------------------------------------------------------------------------------------------
