@@ -22,7 +22,7 @@ def triple_po(
 ) -> Method:
     """A pair without a reference plus alpha times the likelihood of a third, gold response. No reference model.
 
-    Rows have three responses in this order: preferred, dispreferred, gold (what TRL calls the column "reference"). With the
+    Rows have the columns chosen, rejected and gold (what TRL calls "reference"), or three responses in this order. With the
     gold response equal to the preferred one this is cpo. TRL's loss_type "tpo-l" is per_token=True with gamma=0.5, in reward
     units; at beta = 0.01 that loss is nearly constant. Not tpo, which learns from trees.
     """

@@ -346,7 +346,7 @@ CPO: dict[str, Meaning] = {
     "alphapo": Meaning("alphapo", {**SIMPO, "alpha": "alpha"}, lacks=SMOOTHING, warn=_alphapo_says),
 }  # fmt: skip
 
-TPO_DATA = "rows need three responses, chosen, rejected and gold in this order; TRL's column 'reference' is the gold response, no model"
+TPO_DATA = "rows need chosen, rejected and gold; TRL's column 'reference' is the gold response, no model, and is read where it is a text"
 TPO_NLL = "TRL's likelihood of the gold response is a mean over the tokens of a micro-batch, here every row counts alike"
 TRIPLE = {"beta": "beta", "alpha": "tpo_alpha"}
 
