@@ -642,7 +642,10 @@ OFFLINE: dict[str, Callable[[], Method]] = {
 }
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+QUICK = ("ld-dpo", "wpo", "rlhf-secrets-2 flip", "mpo-mixed")  # segments, collisions, one round, a running mean: each way once
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in OFFLINE])
 def test_a_language_model_learns_the_order_of_its_pairs(name: str, tmp_path: Path) -> None:
     """Sixteen steps on 32 pairs: the loss on all of them falls, and more of them are in the order of their labels."""
     policy, method = language(), OFFLINE[name]()
