@@ -233,10 +233,13 @@ EXCEPTIONS = {
     "slic": RAW,
     "dpo-reference-free": RAW,
     "logic": "its default formula, l -> w, is fulfilled by denying the loser: the policy unlearns both sentences (see the drift)",
-    "online-ipo": "at tau = 1 win rates ask for tenths of a nat, less than the noise that AdamW at this rate adds to log-ratios",
+    "online-ipo": "at tau = 1 win rates ask for tenths of a nat, less than the noise that this rate adds to log-ratios of sentences drawn "
+    "once; with tau = 0.1 and lr 3e-5 the loss falls from 4.89 to 4.77",
     "egpo": "self-play: samples win against the start's, see below; held-out human sentences are no samples of the policy",
-    "sppo": "three rounds make three steps, the fixed rows ask for the first one alone; samples win against the start's, see below",
-    "reward-augmented": "each pair stands there in both orders and cancels until the model reads the goal, a number in front of the prompt",
+    "sppo": "self-play: samples win against the start's, see below; the fixed rows ask for the first of three steps alone, and every row "
+    "is seen once, at a rate that moves other sentences more than it fits them: with lr 3e-5 and one round the loss falls to 14.9",
+    "reward-augmented": "each pair stands there in both orders and cancels until the model reads the goal, a number before the prompt; "
+    "after 750 steps the loss is 0.056 and the accuracy 0.720 [0.664, 0.776]",
 }
 
 HEAD = """# Every method on one task
@@ -253,15 +256,15 @@ for all, and most authors chose their values for models ten thousand times as la
   graded methods get {train} lists of four with the mean ratings as scores; modpo a second score against length; reward-augmented
   {train} rows with goals; triple-po a third, liked sentence; self-play the prompts and a judge. Single raters' votes come from the
   archive of vaderSentiment
-- training: AdamW, lr {lr:g} with warm-up and linear decay, {batch} rows a step, all weights, seed {seed}; self-play with the optimiser
+- training: AdamW, lr {lr:g} with warm-up and linear decay, {batch} rows a step, all weights, one seed ({seed}); self-play with the optimiser
   that it recommends (no momentum; sppo RMSprop); hyperparameters are the methods' defaults except in the table below
 - loss: on {fixed} fixed rows with the start as reference, before and after
 - accuracy: implicit reward (log-probability less the start's) on {test} held-out pairs, with a 95 % bootstrap interval; no sentence
   stands in two of them, so pairs are the clusters of texts
 - judge: mean score of {samples} fresh samples (temperature {temperature:g}, top-p {top_p:g}) with its standard error, by a ridge on words
-  that was fitted on other texts; expected human rating, -4 to 4
+  that was fitted on other texts; expected human rating, -4 to 4. Self-play is trained by this very judge, the others never see it
 - drift: change of the log-probability of held-out chosen and rejected sentences, nats a sentence
-- seconds: processor time of one thread for the {steps} steps
+- seconds: processor time of one thread for the run, loading and saving included
 """
 
 
