@@ -256,8 +256,8 @@ for all, and most authors chose their values for models ten thousand times as la
   graded methods get {train} lists of four with the mean ratings as scores; modpo a second score against length; reward-augmented
   {train} rows with goals; triple-po a third, liked sentence; self-play the prompts and a judge. Single raters' votes come from the
   archive of vaderSentiment
-- training: AdamW, lr {lr:g} with warm-up and linear decay, {batch} rows a step, all weights, one seed ({seed}); self-play with the optimiser
-  that it recommends (no momentum; sppo RMSprop); hyperparameters are the methods' defaults except in the table below
+- training: AdamW, lr {lr:g} with warm-up and linear decay, {batch} rows a step, all weights, one seed ({seed}); self-play with the
+  optimiser that it recommends (no momentum; sppo RMSprop); hyperparameters are the methods' defaults except in the table below
 - loss: on {fixed} fixed rows with the start as reference, before and after
 - accuracy: implicit reward (log-probability less the start's) on {test} held-out pairs, with a 95 % bootstrap interval; no sentence
   stands in two of them, so pairs are the clusters of texts
