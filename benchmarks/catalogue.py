@@ -313,6 +313,10 @@ def page(kept: dict[str, Any]) -> str:
     if missed:
         lines += ["", "| exception | found | why |", "|---|---|---|"]
         lines += [f"| {name} | {', '.join(found)} | {EXCEPTIONS.get(name, 'not explained')} |" for name, found in missed.items()]
+        lines += [
+            "",
+            "Numbers at other steps, rates or tau in the last column are single runs of the same harness with SETTINGS changed by hand, seed 0.",
+        ]
     playing = {name: found for name, found in runs.items() if not METHODS[name](**hyperparameters(name)).offline}
     lines += ["", "Self-play is judged by its samples: how often one beats one of the start's, by the judge, each with its standard error."]
     lines += [
