@@ -242,6 +242,9 @@ EXCEPTIONS = {
     "after 750 steps the loss is 0.056 and the accuracy 0.720 [0.664, 0.776]",
 }
 
+SIDE = """Numbers at other steps, rates or tau in the last column are single runs of the same harness
+with SETTINGS changed by hand, seed 0."""
+
 HEAD = """# Every method on one task
 
 Measured, not tuned: each method of the registry trains the same small language model on the same real ratings for {steps} steps, to show
@@ -315,7 +318,7 @@ def page(kept: dict[str, Any]) -> str:
         lines += [f"| {name} | {', '.join(found)} | {EXCEPTIONS.get(name, 'not explained')} |" for name, found in missed.items()]
         lines += [
             "",
-            "Numbers at other steps, rates or tau in the last column are single runs of the same harness with SETTINGS changed by hand, seed 0.",
+            SIDE,
         ]
     playing = {name: found for name, found in runs.items() if not METHODS[name](**hyperparameters(name)).offline}
     lines += ["", "Self-play is judged by its samples: how often one beats one of the start's, by the judge, each with its standard error."]
