@@ -7,7 +7,8 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # before any test module imports torch or transformers; programs started by tests inherit it
@@ -46,6 +47,26 @@ def no_network() -> Iterator[None]:
     refused.clear()
     yield
     assert not refused, f"tests use no network, but this one asked for: {', '.join(refused)}"
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def preftune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs a command in an empty folder: (exit code, stdout, stderr)."""
+    from preftune.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
 
 
 def pytest_unconfigure() -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,31 +16,15 @@ from typing import Any, Literal
 import pytest
 
 from all_facts import merged
+from conftest import Run
 from preftune import methods
 from preftune.api import prepare
-from preftune.cli import VERBS, main, output
+from preftune.cli import VERBS, output
 from preftune.data.synthetic import arithmetic
 from preftune.registry import lookup, parse, resolve_method, signature_of, split_settings
 from preftune.training import TrainConfig
 from preftune.types import PreftuneError
 from text_fixtures import tiny_folder
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def preftune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 import typer
 import yaml
 
+from conftest import Run
 from preftune.api import prepare
-from preftune.cli import application, main
+from preftune.cli import application
 from preftune.cli.from_trl import lines, read_config
 from preftune.cli.options import loading, pairs, reading
 from preftune.cli.train import OPTIONS as TRAIN_OPTIONS
@@ -26,23 +26,6 @@ from preftune.data import save
 from preftune.data.synthetic import arithmetic
 from preftune.types import PreftuneError
 from text_fixtures import tiny_folder, tiny_model
-
-Said = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def preftune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Said:
-    """Runs a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def parsed(arguments: list[str]) -> tuple[str, dict[str, str]]:
@@ -96,7 +79,7 @@ def test_every_command_is_one_that_train_reads(trainer: str, key: str, version: 
     assert settings["lr"] == "5e-07" and settings == asked.settings
 
 
-def test_a_printed_command_runs_as_it_stands(preftune: Said, tmp_path: Path) -> None:
+def test_a_printed_command_runs_as_it_stands(preftune: Run, tmp_path: Path) -> None:
     """Copied from the terminal into a shell, with --dry-run behind it."""
     tiny_folder(tmp_path / "model")
     save(arithmetic(16), tmp_path / "pairs.jsonl")
@@ -323,7 +306,7 @@ def test_everything_that_trl_saves_is_known_and_its_kind_is_told(name: str) -> N
     accounted(found, given)
 
 
-def test_an_unknown_key_is_listed(preftune: Said, tmp_path: Path) -> None:
+def test_an_unknown_key_is_listed(preftune: Run, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("beta: 0.1\nloss_typ: hinge\nld_alpha: null\n")
     code, said, _ = preftune("from-trl", "c.yaml")
     assert code == 0 and re.search(r"unknown +loss_typ", said)
@@ -509,14 +492,14 @@ def test_json_and_yaml_are_read_alike(tmp_path: Path) -> None:
         ("nowhere.yaml", None, "there is no file"),
     ],
 )
-def test_a_file_that_is_none_is_refused(preftune: Said, tmp_path: Path, name: str, text: str | None, said: str) -> None:
+def test_a_file_that_is_none_is_refused(preftune: Run, tmp_path: Path, name: str, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     code, out, _ = preftune("from-trl", name, "--json")
     assert code == 3 and said in json.loads(out)["error"]
 
 
-def test_the_command_prints_a_command_and_what_it_does_not_say(preftune: Said, tmp_path: Path) -> None:
+def test_the_command_prints_a_command_and_what_it_does_not_say(preftune: Run, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"loss_type": "ipo", "beta": 0.1, "adam_beta2": 0.95, "use_weighting": False}))
     code, said, _ = preftune("from-trl", "c.json", "--devices", "4")
     assert code == 0 and said.startswith("preftune train ipo-avg \\\n    --model MODEL \\\n")
@@ -525,7 +508,7 @@ def test_the_command_prints_a_command_and_what_it_does_not_say(preftune: Said, t
     )
 
 
-def test_the_json_holds_the_same_as_one_object(preftune: Said, tmp_path: Path) -> None:
+def test_the_json_holds_the_same_as_one_object(preftune: Run, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0}))
     code, said, _ = preftune("from-trl", "c.json", "--json")
     facts = json.loads(said)

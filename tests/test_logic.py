@@ -8,17 +8,18 @@ import math
 import random
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from conftest import Run
 from facts import close, gradient, row
 from facts_logic import EQUAL, known, said
-from preftune.cli import main
 from preftune.cli.logic import draw
 from preftune.logic.display import polynomial, shortest
 from preftune.logic.known import KNOWN, named, resolve
@@ -475,21 +476,11 @@ def test_the_picture_in_the_docs_is_that_of_today(tmp_path: Path) -> None:
 
 # --- the command ----------------------------------------------------------------------------------------------------
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def preftune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["logic", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
+def preftune(preftune: Run) -> Run:
+    """The verb `logic` of the command."""
+    return partial(preftune, "logic")
 
 
 def test_a_formula_is_described_with_its_ratio_its_value_and_its_name(preftune: Run) -> None:
