@@ -95,7 +95,8 @@ def readers_files(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
     """The pages that were asked for, two at a time: each is one process of one thread."""
-    wanted = {item.callspec.params["page"] for item in request.session.items if item.name.startswith("test_every_command")}
+    here = (item for item in request.session.items if item.path == request.path and hasattr(item, "callspec"))
+    wanted = {item.callspec.params["page"] for item in here if "block" not in item.callspec.params}
     with ThreadPoolExecutor(2) as pool:
         started = {}
         for page in sorted(wanted, key=PAGES.index):
