@@ -15,8 +15,8 @@ from torch import Tensor
 from facts import at, close, gradient, labelled, row
 from facts_pointwise import every_second_good, lists, reward
 from preftune import methods, training
+from preftune.collect.draw import labelled as with_labels
 from preftune.collect.select import extremes, self_judged
-from preftune.collect.select import labelled as with_labels
 from preftune.exact.games import game, reference_logits
 from preftune.exact.nash import duality_gap, hedge_step
 from preftune.judges.exact import PreferenceTable

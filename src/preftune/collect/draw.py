@@ -18,17 +18,25 @@ def given(ctx: Context) -> Rows:
     return ctx.feed
 
 
+def labelled(ctx: Context) -> Rows:
+    """The rows as the data have them, with a label for every response: of ranked responses the first is desirable, the others are not."""
+    rows = ctx.feed
+    if rows.desirable is not None:
+        return rows
+    if not rows.ranked:
+        raise PreftuneError("found neither desirable labels nor ranked pairs; needed completion and label columns, or chosen and rejected")
+    n, k = rows.response.shape
+    return rows.replace(desirable=torch.tensor([[column == 0 for column in range(k)]] * n))
+
+
 def mismatched(ctx: Context) -> Rows:
     """Labelled responses [B, K] joined by the K responses of another row, from which KTO estimates its KL baseline.
 
     Ranked pairs count as one desirable and one undesirable response. The partner is the next row of another prompt in
     the shuffled batch, so partners change from epoch to epoch.
     """
-    rows = ctx.feed
-    if rows.desirable is None and not rows.ranked:
-        raise PreftuneError("found neither desirable labels nor ranked pairs; needed completion and label columns, or chosen and rejected")
-    n, k = len(rows), rows.response.shape[1]
-    desirable = torch.tensor([[column == 0 for column in range(k)]] * n) if rows.desirable is None else rows.desirable
+    rows = labelled(ctx)
+    n = len(rows)
     partner = [next(((i + j) % n for j in range(1, n) if rows.prompt[(i + j) % n] != rows.prompt[i]), i) for i in range(n)]
     if partner == list(range(n)):
         raise PreftuneError(
@@ -36,7 +44,7 @@ def mismatched(ctx: Context) -> Rows:
             "prompts; use a larger batch, data with several prompts, or a pairwise method"
         )
     present = None if rows.present is None else torch.cat([rows.present, rows.present[partner]], dim=1)
-    return rows.replace(response=rows.response.join(rows.response.take(rows=partner)), desirable=desirable, present=present)
+    return rows.replace(response=rows.response.join(rows.response.take(rows=partner)), present=present)
 
 
 def against_opponent(ctx: Context, *, pairs: Pairs = "policy", responses: int = 2, opponents: int = 1) -> Rows:

@@ -13,17 +13,6 @@ from .draw import against_opponent
 Trained = Literal["extremes", "all"]
 
 
-def labelled(ctx: Context) -> Rows:
-    """The rows as the data have them, with a label for every response: of ranked responses the first is desirable, the others are not."""
-    rows = ctx.feed
-    if rows.desirable is not None:
-        return rows
-    if not rows.ranked:
-        raise PreftuneError("found neither desirable labels nor ranked pairs; needed completion and label columns, or chosen and rejected")
-    n, k = rows.response.shape
-    return rows.replace(desirable=torch.tensor([[column == 0 for column in range(k)]] * n))
-
-
 def extremes(rows: Rows) -> Rows:
     """Of each row the response of the highest win rate and one of the lowest; the others count as absent and are not scored.
 

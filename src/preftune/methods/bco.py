@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..collect.select import labelled
+from ..collect.draw import labelled
 from ..objectives import pointwise
 from ..reference import frozen
 from ..types import Method
