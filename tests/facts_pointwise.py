@@ -30,7 +30,7 @@ from facts import (
     row,
 )
 from preftune import methods
-from preftune.collect import select
+from preftune.collect import draw, select
 from preftune.objectives import games, pointwise
 from preftune.policies.tabular import TableResponses
 from preftune.probe import probe
@@ -324,6 +324,6 @@ REFUSED: dict[str, Refusal] = {
     "an eta of sppo that is not above zero": (lambda: methods.sppo(eta=0.0), "eta is 0.0"),
     "one response of sppo alone": (lambda: methods.sppo(responses=1), "responses is 1"),
     "a choice of sppo's responses that is unknown": (lambda: methods.sppo(train_on="best"), "train_on is 'best'"),
-    "unlabelled rows where labels are made": (lambda: select.labelled(SILENT), "neither desirable labels nor ranked pairs"),
+    "unlabelled rows where labels are made": (lambda: draw.labelled(SILENT), "neither desirable labels nor ranked pairs"),
     "extremes of rows that nobody judged": (lambda: select.extremes(pairs().rows), "no win rates"),
 }
