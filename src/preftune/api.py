@@ -239,10 +239,10 @@ def plan(
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
     module = getattr(getattr(policy, "network", None), "module", None)
     weights = sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else size
-    copies = 2 * {"adamw": 1, "rmsprop": 0.5, "sgd": 0}[config.optimiser] + 1 + (needs_of(composed.objective).reference)
+    copies = 2 * {"adamw": 1, "rmsprop": 0.5, "sgd": 0}[config.optimiser] + 1 + needs_of(composed.objective).reference + len(composed.roles)
     seconds = float("nan")
     if composed.collect_every == "run":
-        roles = {"current": policy, "reference": policy.reference()}
+        roles = {"current": policy, "reference": policy.reference(), **{name: policy.copy() for name in composed.roles}}
         learner = GradientLearner(policy, composed, roles, optimiser=config.optimiser, micro_batch=config.micro_batch)
         rows = feed.rows(training.positions(Key.of(config.seed), len(feed), min(config.batch, config.micro_batch), 0))
         rows = composed.collect(Context({**roles, "opponent": policy}, rows, key=Key.of(config.seed)))

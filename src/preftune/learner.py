@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .types import Key, Loss, Method, Metrics, Needs, Policy, PreftuneError, Roles, Rows, Scored, needs_of
+from .types import Key, Loss, Method, Metrics, Needs, Objective, Policy, PreftuneError, Roles, Rows, Scored, needs_of
 
 
 class Diverged(PreftuneError):
@@ -57,6 +57,9 @@ class GradientLearner:
             raise PreftuneError(f"micro_batch is {micro_batch}, needed at least 1: the rows of one forward pass")
         self.policy, self.method, self.roles = policy, method, dict(roles)
         self.needs: Needs = needs_of(method.objective)
+        absent = [name for name in self.needs.other if name not in self.roles]
+        if absent:
+            raise PreftuneError(f"the objective reads {', '.join(absent)}, but the roles are {', '.join(roles)}; give a policy for each")
         if self.needs.reference and "reference" not in self.roles:
             raise PreftuneError(f"the objective reads a reference, but the roles are {', '.join(roles)}; give roles['reference']")
         self.lr = lr if callable(lr) else lambda step, value=lr: value
@@ -67,6 +70,7 @@ class GradientLearner:
         self.optimiser = OPTIMISERS[optimiser](_groups(self.parameters), self.lr(0), beta1, weight_decay)
         self.steps = 0
         self.running: dict[str, Tensor] = {}
+        self.twin: dict[str, Any] | None = None
 
     # --- what an update rule calls ---
 
@@ -84,7 +88,7 @@ class GradientLearner:
         self.steps = snapshot["steps"]
         self.running = {name: tensor.clone() for name, tensor in snapshot["running"].items()}
 
-    def descend(self, rows: Rows) -> Metrics:
+    def descend(self, rows: Rows, *, lr_scale: float = 1.0) -> Metrics:
         self.optimiser.zero_grad(set_to_none=True)
         scored, losses = self._backward(rows)
         row = torch.cat([loss.row.detach() for loss in losses])
@@ -94,7 +98,7 @@ class GradientLearner:
             if parameter.grad is not None:
                 parameter.grad.mul_(problems / total)
         norm = self._check(rows, row)
-        lr = self.lr(self.steps)
+        lr = lr_scale * self.lr(self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimiser.step()
@@ -103,11 +107,24 @@ class GradientLearner:
         weight = torch.ones_like(row) if rows.weight is None else rows.weight.to(row)
         return {"loss": float((weight * row).sum() / total), **_means(losses), **drift(scored), "grad_norm": norm, "lr": lr}
 
+    def place(self, state: Mapping[str, Tensor]) -> None:
+        self.policy.load(state)
+        self.steps += 1
+
     def micro(self, rows: Rows) -> Iterator[Rows]:
+        if len(rows) <= self.micro_batch:
+            yield rows
+            return
         for start in range(0, len(rows), self.micro_batch):
             yield rows.take(range(start, min(start + self.micro_batch, len(rows))))
 
     # --- how the gradient is made ---
+
+    @property
+    def objective(self) -> Objective:
+        if self.method.objective is None:
+            raise PreftuneError("this method has no objective to descend, needed one; its update rule moves the policy without gradients")
+        return self.method.objective
 
     def score(self, rows: Rows) -> Scored:
         """The policy's log-probs, with gradient where enabled, beside the reference's, without."""
@@ -115,9 +132,11 @@ class GradientLearner:
         wants = tuple(want for want in self.needs.wants if want == "segments")
         with torch.no_grad():
             reference = self.roles["reference"].score(rows, wants) if self.needs.reference else None
+            other = {name: self.roles[name].score(rows).logp for name in self.needs.other}
+        scored = replace(scored, other=other, running=self.running)
         if reference is None:
-            return replace(scored, running=self.running)
-        return replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp, running=self.running)
+            return scored
+        return replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp)
 
     @torch.no_grad()
     def measure(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
@@ -125,7 +144,7 @@ class GradientLearner:
         scored = [self.score(part) for part in self.micro(rows)]
         if self.needs.batch:
             scored = [self._join(rows, scored)]
-        return scored, [self.method.objective(s) for s in scored]
+        return scored, [self.objective(s) for s in scored]
 
     def _backward(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
         """Adds the gradient of sum(weight * row) to the parameters; returns what was scored, without graphs."""
@@ -135,7 +154,7 @@ class GradientLearner:
         scored, losses = [], []
         for part in micro:
             s = self.score(part)
-            loss = self.method.objective(s)
+            loss = self.objective(s)
             _weighted(part, loss).sum().backward()
             scored.append(_detach(s))
             losses.append(_detach_loss(loss))
@@ -152,7 +171,7 @@ class GradientLearner:
         leaves = _trained(whole)
         for leaf in leaves:
             leaf.requires_grad_()
-        loss = self.method.objective(whole)
+        loss = self.objective(whole)
         gradients = torch.autograd.grad(_weighted(rows, loss).sum(), leaves, allow_unused=True)
         sizes = [len(part) for part in micro]
         split = [(torch.zeros_like(leaf) if g is None else g).split(sizes) for leaf, g in zip(leaves, gradients, strict=True)]
@@ -171,7 +190,8 @@ class GradientLearner:
         one = parts[0]
         tensors = {name: cat([getattr(s, name) for s in parts]) for name in TENSORS}
         heads = {name: torch.cat([s.heads[name] for s in parts]) for name in one.heads}
-        return Scored(rows, heads=heads, running=self.running, **tensors)  # type: ignore[arg-type]
+        other = {name: torch.cat([s.other[name] for s in parts]) for name in one.other}
+        return Scored(rows, heads=heads, other=other, running=self.running, **tensors)  # type: ignore[arg-type]
 
     def _check(self, rows: Rows, row: Tensor) -> float:
         """Clip, and return the norm before it; raises Diverged with row ids when something is not finite."""
@@ -202,7 +222,7 @@ class GradientLearner:
             known = [scored.logp] + ([] if scored.ref_logp is None else [scored.ref_logp])
             finite = all(bool(torch.isfinite(x).all()) for x in known)
             if finite and not self.needs.batch:
-                _weighted(part, self.method.objective(scored)).sum().backward()
+                _weighted(part, self.objective(scored)).sum().backward()
                 finite = all(bool(torch.isfinite(p.grad).all()) for p in self.parameters if p.grad is not None)
             if not finite:
                 found.append(rows.id[i])

@@ -15,6 +15,8 @@ ROWS = 8  # enough for an objective with a flat region to show a slope somewhere
 
 def probe(method: Method) -> None:
     """Check shape [B], finite values, a gradient into logp and none into ref_logp; raises PreftuneError otherwise."""
+    if method.objective is None:
+        return
     declared = needs_of(method.objective)
     scored = random_scored(declared, ROWS, heads=method.heads)
     name = getattr(method.objective, "func", method.objective)
@@ -59,6 +61,9 @@ def random_scored(declared: Needs, rows: int, *, heads: Mapping[str, Head] | Non
     for name in ("winrate", "score"):
         if name in wanted:
             labels[name] = torch.rand(rows, columns, generator=draw, dtype=torch.float64)
+    if "beats" in wanted:
+        lower = torch.rand(rows, columns, columns, generator=draw, dtype=torch.float64).tril(-1)
+        labels["beats"] = lower + (1 - lower.mT).triu(1) + 0.5 * torch.eye(columns, dtype=torch.float64)
     if "prefer" in wanted:
         labels["prefer"] = 0.5 + torch.rand(rows, generator=draw, dtype=torch.float64) / 2
     labels["extra"] = {name: torch.rand(rows, columns, generator=draw, dtype=torch.float64) for name in wanted if name not in LABELS}
@@ -81,4 +86,5 @@ def random_scored(declared: Needs, rows: int, *, heads: Mapping[str, Head] | Non
     )
     outputs = {name: normal(rows, columns, head.size).requires_grad_() for name, head in (heads or {}).items()}
     reference = None if reference is None else reference.requires_grad_()
-    return Scored(table, logp.requires_grad_(), reference, length, outputs, **more)  # type: ignore[arg-type]
+    other = {name: logp.detach() - spread * normal(rows, columns) for name in declared.other}
+    return Scored(table, logp.requires_grad_(), reference, length, outputs, other, **more)  # type: ignore[arg-type]

@@ -222,6 +222,7 @@ def run(
     roles: dict[str, Policy] = {"current": policy}
     if needs_of(method.objective).reference:
         roles["reference"] = reference or policy.reference()
+    roles |= {name: policy.copy() for name in method.roles}
     learner = GradientLearner(
         policy,
         method,
@@ -243,7 +244,7 @@ def run(
     checkpoint.sweep(saved)
     checkpoint.check_room(folder, once=4 * _bytes(policy), times=config.keep + 2)
     step = _restore(learner, saved, keeper, identity, log) if resume else 0
-    moved = learner.roles.get("reference") is not roles.get("reference")
+    moved = {name for name in roles if learner.roles[name] is not roles[name]}
     store.forget(shelf, after=step // per_round)
     log.rewind(step)
     rows: Rows | None = None
@@ -259,8 +260,8 @@ def run(
 
     def save(at: int) -> None:
         state = {**learner.snapshot(), "step": at, "identity": identity, "keeper": keeper.state()}
-        if moved:
-            state["reference"] = learner.roles["reference"].state()
+        state["roles"] = {name: learner.roles[name].state() for name in sorted(moved)}
+        state["twin"] = learner.twin
         checkpoint.save(saved, at, state)
         checkpoint.retain(saved, config.keep, keeper.best_step)
 
@@ -296,9 +297,9 @@ def run(
                 told["eval"] = evaluate(step)
                 keeper.look(step, told["eval"])
                 stopped = keeper.ended()
-            if _due(method, step, per_round) and "reference" in learner.roles:  # evaluated before: against itself a policy shows nothing
+            if _due(method, step, per_round) and len(roles) > 1:  # evaluated before: against itself a policy shows nothing
                 learner.roles = dict(method.reference(learner.roles))
-                moved = moved or learner.roles["reference"] is not roles["reference"]
+            moved |= {name for name in roles if learner.roles.get(name) is not roles[name]} & set(learner.roles)
             for callback in callbacks:
                 if callback(Event(step, told, learner, folder)):
                     stopped = f"stopped by {getattr(callback, '__name__', 'a callback')} at step {step}"
@@ -405,10 +406,11 @@ def _restore(learner: GradientLearner, saved: Path, keeper: _Keeper, identity: M
             )
     learner.restore(state)
     keeper.load(state["keeper"])
-    if "reference" in state:
+    learner.twin = state["twin"]
+    for name, parameters in state["roles"].items():
         moved = learner.policy.copy()
-        moved.load(state["reference"])
-        learner.roles["reference"] = moved
+        moved.load(parameters)
+        learner.roles[name] = moved
     checkpoint.restore_rng(state["rng"])
     return int(state["step"])
 

@@ -106,11 +106,13 @@ class Rows:
     id: tuple[str, ...]  #                 [B] stable across runs; the source of every random draw of the row
     prompt: Sequence[Any]  #               [B] text: list of token ids; tables: number of the game
     response: Any = None  #                Responses [B, K]; None where a collector still has to answer
+    prompts: Sequence[Sequence[Any]] | None = None  # [B][K] where columns answer prompts of their own; None: all answer `prompt`
     present: Tensor | None = None  #       [B, K] bool, False where a row has fewer than K responses
     ranked: bool = False  #                read by the pairwise and listwise objectives
     score: Tensor | None = None  #         [B, K] on the reward's scale
     prefer: Tensor | None = None  #        [B] P(column 0 beats column 1): a soft label
     winrate: Tensor | None = None  #       [B, K] P(column beats the opponent role); never a soft label
+    beats: Tensor | None = None  #         [B, K, K] P(column i beats column j), for objectives over all pairs of a list
     desirable: Tensor | None = None  #     [B, K] bool, for KTO and its relatives
     weight: Tensor | None = None  #        [B] importance with mean one over the data set; read by the learner
     law: Tensor | None = None  #           [B, K] probabilities of the columns where they enumerate a distribution
@@ -140,14 +142,14 @@ class Rows:
                 return {key: tensor[rows] for key, tensor in value.items()}
             if name == "response":
                 return value.take(rows=rows)
-            if name in ("id", "prompt"):
+            if name in ("id", "prompt", "prompts"):
                 return type(value)(value[i] for i in rows) if isinstance(value, tuple) else [value[i] for i in rows]
             return value[rows]
 
         return Rows(**{f.name: pick(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
-LABELS = ("ranked", "score", "prefer", "winrate", "desirable", "weight", "law", "segments", "segment_label")
+LABELS = ("ranked", "score", "prefer", "winrate", "beats", "desirable", "weight", "law", "segments", "segment_label")
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Scored:
     ref_logp: Tensor | None = None  #      float64 [B, K], no gradient; None without a reference
     length: Tensor | None = None  #        [B, K] response tokens, the end-of-turn token included; tables: 1
     heads: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K, C], the outputs of the method's heads
-    other: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K], log-probs under a further role
+    other: Mapping[str, Tensor] = field(default_factory=dict)  #    role -> float64 [B, K], log-probs under it, no gradient (Needs.other)
     running: Mapping[str, Tensor] = field(default_factory=dict)  #  name -> scalar that the learner keeps and saves
     # only where the objective declares that it wants them (Needs.wants):
     segment_logp: Tensor | None = None  #      "segments": float64 [B, K, S], sums between the boundaries of rows.segments
@@ -229,6 +231,7 @@ class Needs:
     optional: tuple[str, ...] = ()  #      the same, read when they are given
     reference: bool = True  #              reads ref_logp
     wants: tuple[Want, ...] = ()  #        what scoring has to compute besides logp
+    other: tuple[str, ...] = ()  #         further roles whose log-probs it reads
     batch: bool = False  #                 its value depends on the whole batch: the learner scores first, differentiates second
     domain: float = 1000.0  #              |log-ratio| up to which loss and gradient are finite
 
@@ -244,7 +247,9 @@ def needs(**fields: Any) -> Callable[[Callable[..., Loss]], Callable[..., Loss]]
 
 
 def needs_of(objective: Any) -> Needs:
-    """The declaration of an objective, also through functools.partial."""
+    """The declaration of an objective, also through functools.partial. A method without objective reads nothing."""
+    if objective is None:
+        return Needs(columns="K", labels=(), reference=False)
     while not hasattr(objective, "needs"):
         if not hasattr(objective, "func"):
             raise PreftuneError(
@@ -259,6 +264,8 @@ def parts_of(objective: Any) -> Iterator[Any]:
     """The functions that carry the formulas, inside functools.partial and the combinations that name their `parts`."""
     while not hasattr(objective, "parts") and hasattr(objective, "func"):
         objective = objective.func
+    if objective is None:
+        return
     if not hasattr(objective, "parts"):
         yield objective
         return
@@ -269,6 +276,8 @@ def parts_of(objective: Any) -> Iterator[Any]:
 def formula_of(objective: Any) -> str:
     """The sum in one line: "dpo(beta=0.1) + 0.03 * nll(aggregation=seq_sum)"."""
     given: dict[str, Any] = {}
+    if objective is None:
+        return "none"
     while not hasattr(objective, "parts") and hasattr(objective, "func"):
         given, objective = {**objective.keywords, **given}, objective.func
     if hasattr(objective, "parts"):
@@ -306,7 +315,13 @@ class Policy(Protocol):
         """The frozen reference, made from the weights as they are now."""
 
     def lerp(self, other: Any, w: float) -> Any:
-        """A frozen policy with parameters (1 - w) * self + w * other."""
+        """A frozen policy with parameters (1 - w) * self + w * other; w above 1 goes beyond other."""
+
+    def mix(self, other: Any, w: float) -> Any:
+        """A frozen policy to sample from: the geometric mixture self^(1 - w) * other^w / Z, token by token where there are several."""
+
+    def revise(self, rows: Rows) -> Sequence[Sequence[Any]]:
+        """For every response of the rows the prompt [B][K] that asks to improve on it."""
 
     def parameters(self) -> list[Tensor]:
         """The trainable parameters, in a fixed order."""
@@ -328,6 +343,15 @@ class Judge(Protocol):
         """P(a beats b) in [0, 1]: [B, K, M] for a [B, K] and b [B, M]."""
 
 
+@runtime_checkable
+class AveragingJudge(Judge, Protocol):
+    """A judge that can average over an opponent's law faster than pair by pair."""
+
+    def winrate(self, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
+        """P(y beats z) averaged over the columns of z, over z.law where they enumerate a distribution: [B, K]."""
+
+
+@runtime_checkable
 class ScoringJudge(Judge, Protocol):
     """A judge with a scale of its own."""
 
@@ -367,6 +391,8 @@ class Learner(Protocol):
     """The policy in training with its optimiser: what an update rule may call."""
 
     policy: Policy
+    roles: dict[str, Any]  # name -> Policy; a rule may move further roles
+    twin: Any  #             a second snapshot for rules that train two learners in turn, kept in checkpoints; None at the start
 
     def snapshot(self) -> Any:
         """Parameters, optimiser moments, step count and running statistics; never sampling keys."""
@@ -374,8 +400,11 @@ class Learner(Protocol):
     def restore(self, snapshot: Any) -> None:
         """Go back to a snapshot."""
 
-    def descend(self, rows: Rows) -> Metrics:
-        """One optimiser step on the method's objective over `rows`."""
+    def descend(self, rows: Rows, *, lr_scale: float = 1.0) -> Metrics:
+        """One optimiser step on the method's objective over `rows`, at lr_scale times the learning rate."""
+
+    def place(self, state: Mapping[str, Tensor]) -> None:
+        """Take other parameters (a policy's `state`) as one step: for rules without gradients."""
 
     def micro(self, rows: Rows) -> Iterator[Rows]:
         """The rows in the parts that one forward pass takes."""
@@ -389,7 +418,7 @@ Reference = Callable[[Roles], Roles]
 class Method:
     """A method is a composition: who answers and judges, which loss, how the reference moves, how a step is made."""
 
-    objective: Objective
+    objective: Objective | None  # None: the update rule uses no gradient
     collect: Collect
     reference: Reference
     update: Update
@@ -400,6 +429,7 @@ class Method:
     heads: Mapping[str, Head] = field(default_factory=dict)  # heads that the objective reads
     reads: Literal["responses", "prompts"] | None = None  #   what `collect` takes from the data; None: prompts where it redraws
     columns: int | Literal["K"] | None = None  #              responses of a row that `collect` takes; None: what the objective reads
+    roles: tuple[str, ...] = ()  #                            further roles: frozen copies of the first policy that `reference` moves
 
     @property
     def offline(self) -> bool:
@@ -414,4 +444,9 @@ class Method:
             raise PreftuneError(
                 f"the update rule {getattr(rule, '__name__', rule)!r} draws twice within a step, "
                 f"but collect_every is {self.collect_every!r}; use collect_every='step'"
+            )
+        unknown = [name for name in needs_of(self.objective).other if name not in self.roles]
+        if unknown:
+            raise PreftuneError(
+                f"the objective reads log-probs under {', '.join(unknown)}, but the method keeps no such roles; name them in roles"
             )

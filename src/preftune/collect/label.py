@@ -6,14 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ..types import Judge, Key, PreftuneError, Rows
+from ..types import AveragingJudge, Judge, Key, PreftuneError, Rows
 
 
 def winrate(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
     """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution."""
-    beats = judge.prefer(rows, y, z, key)
-    silent = beats.isnan().any(-1).any(-1)
+    if isinstance(judge, AveragingJudge):
+        beats = judge.winrate(rows, y, z, key)
+    else:
+        each = judge.prefer(rows, y, z, key)
+        beats = each.mean(-1) if z.law is None else (each * z.law.to(each)[:, None, :]).sum(-1)
+    silent = beats.isnan().any(-1)
     if silent.any():
         ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
         raise PreftuneError(f"the judge gave no answer for rows {ids[:10]}; needed a preference for every response; remove these prompts")
-    return beats.mean(-1) if z.law is None else (beats * z.law.to(beats)[:, None, :]).sum(-1)
+    return beats

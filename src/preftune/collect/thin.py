@@ -41,7 +41,8 @@ def paired(policy: Policy, rows: Rows, y: Any, pairs: Sequence[Sequence[tuple[in
     parts = [y.take(rows=[b], columns=[i]).join(y.take(rows=[b], columns=[j])).pack() for b, (i, j) in zip(source, chosen, strict=True)]
     # What a policy unpacks is laid out row after row, so rows are joined as files would be.
     response = policy.unpack({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-    few = rows.replace(response=None, present=None, score=None, prefer=None, winrate=None, desirable=None, law=None, extra={}).take(source)
+    gone = dict.fromkeys(("response", "prompts", "present", "score", "prefer", "winrate", "beats", "desirable", "law"))
+    few = rows.replace(**gone, extra={}).take(source)
     ids = tuple(f"{name} {i}-{j}" for name, (i, j) in zip(few.id, chosen, strict=True))
     return few.replace(id=ids, response=response, ranked=True, segments=None, segment_label=None, **labels)
 

@@ -7,16 +7,38 @@ from torch import Tensor
 
 from ..exact.games import validate
 from ..policies.tabular import TableResponses
-from ..types import Key, Rows
+from ..types import Key, PreftuneError, Rows
 
 
 class PreferenceTable:
-    """P(i beats j) for every pair of responses of every game: float64 [G, n, n] with P + P^T = 1."""
+    """P(i beats j) for every pair of responses of every game: float64 [G, n, n] with P + P^T = 1.
 
-    def __init__(self, probabilities: Tensor):
+    rewards   [G, n], what `score` answers; without them it refuses
+    calls     how often win rates were asked for so far: a step's oracle calls
+    """
+
+    def __init__(self, probabilities: Tensor, rewards: Tensor | None = None):
         table = torch.as_tensor(probabilities, dtype=torch.float64)
         self.table = validate(table[None] if table.ndim == 2 else table)
+        self.rewards = None if rewards is None else torch.atleast_2d(torch.as_tensor(rewards, dtype=torch.float64))
+        self.calls = 0
 
     def prefer(self, rows: Rows, a: TableResponses, b: TableResponses, key: Key) -> Tensor:
+        self.calls += 1
         game = torch.tensor(list(rows.prompt))[:, None, None]
         return self.table[game, a.index[:, :, None], b.index[:, None, :]]
+
+    def winrate(self, rows: Rows, y: TableResponses, z: TableResponses, key: Key) -> Tensor:
+        """Both enumerated: one product of matrix and vector a game; otherwise the mean over what was drawn."""
+        if y.law is None or z.law is None or y.shape[1] != self.table.shape[2] or z.shape[1] != self.table.shape[2]:
+            beats = self.prefer(rows, y, z, key)
+            return beats.mean(-1) if z.law is None else (beats @ z.law.unsqueeze(-1)).squeeze(-1)
+        self.calls += 1
+        games = list(rows.prompt)
+        table = self.table if games == list(range(len(self.table))) else self.table[games]
+        return (table @ z.law.unsqueeze(-1)).squeeze(-1)
+
+    def score(self, rows: Rows, y: TableResponses, key: Key) -> Tensor:
+        if self.rewards is None:
+            raise PreftuneError("this judge compares responses and has no rewards, needed a score of each; give rewards=[games, responses]")
+        return self.rewards[torch.tensor(list(rows.prompt))[:, None], y.index]

@@ -50,6 +50,8 @@ class TabularPolicy:
 
     exact=True answers every request with the whole law (columns 0 .. n-1 and their probabilities) instead of draws, so
     that collectors, objectives and updates become exact without knowing it. logp is in nats; the length of a response is 1.
+
+    `improving` makes a policy that also answers (prompt, draft): `revise` gives such prompts, number G + g n + y for draft y of game g.
     """
 
     uniform: Mapping[str, Any] = {"temperature": math.inf}
@@ -61,11 +63,12 @@ class TabularPolicy:
             raise PreftuneError(f"logits have shape {tuple(logits.shape)} or are not finite, needed a finite table [games, responses]")
         self.logits = torch.nn.Parameter(logits.detach().clone())
         self.exact = exact
+        self.games = len(logits)
         self.heads: dict[str, Tensor] = {}
 
     def rows(self, names: Sequence[str] | None = None) -> Rows:
         """One row per game without responses: the feed of a self-play method."""
-        games = range(self.logits.shape[0])
+        games = range(self.games)
         return Rows(id=tuple(names or (f"game {g}" for g in games)), prompt=tuple(games))
 
     def probabilities(self) -> Tensor:
@@ -75,7 +78,7 @@ class TabularPolicy:
     def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
         if not temperature > 0:
             raise PreftuneError(f"temperature is {temperature}, needed a number above 0; inf draws uniformly")
-        law = (self.logits.detach()[list(rows.prompt)] / temperature).softmax(dim=1)
+        law = (self.logits.detach()[torch.tensor(list(rows.prompt))] / temperature).softmax(dim=1)
         if self.exact:
             return TableResponses(torch.arange(law.shape[1]).expand_as(law), law)
         draws = torch.from_numpy(key.uniform(rows.id, n))
@@ -84,18 +87,22 @@ class TabularPolicy:
 
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """A response is one token: it is its own only segment. A head is a table of its own, [games, responses, C]."""
-        law = self.logits[list(rows.prompt)].log_softmax(dim=1)
-        logp = law.gather(1, rows.response.index)
-        games = torch.tensor(list(rows.prompt))[:, None]
         if "states" in wants:
             raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
+        games = torch.tensor(list(rows.prompt))[:, None] if rows.prompts is None else torch.tensor([list(row) for row in rows.prompts])
+        if rows.prompts is None:
+            law = self.logits[games[:, 0]].log_softmax(dim=1)
+            logp = law.gather(1, rows.response.index)
+        else:
+            law = self.logits[games].log_softmax(dim=2)  # [B, K, n]
+            logp = law.gather(2, rows.response.index[:, :, None])[:, :, 0]
         return Scored(
             rows,
             logp,
             length=torch.ones_like(logp),
             heads={name: table[games, rows.response.index] for name, table in self.heads.items()},
             segment_logp=logp[:, :, None] if "segments" in wants else None,
-            collision=(2 * law.detach()).logsumexp(1)[:, None].expand_as(logp) if "collision" in wants else None,
+            collision=(2 * law.detach()).logsumexp(-1).reshape(len(rows), -1).expand_as(logp) if "collision" in wants else None,
         )
 
     def attach(self, heads: Mapping[str, Head], key: Key) -> None:
@@ -107,6 +114,7 @@ class TabularPolicy:
 
     def copy(self) -> TabularPolicy:
         frozen = TabularPolicy(self.logits, exact=self.exact)
+        frozen.games = self.games
         frozen.logits.requires_grad_(False)
         return frozen
 
@@ -116,6 +124,25 @@ class TabularPolicy:
         moved = self.copy()
         moved.logits.data.lerp_(other.logits.detach(), w)
         return moved
+
+    def mix(self, other: TabularPolicy, w: float) -> TabularPolicy:
+        """A response is one token, so this is the mixture of sequences as well."""
+        return self.lerp(other, w)  # softmax of mixed logits: normalisers are constants of a game
+
+    @classmethod
+    def improving(cls, logits: Tensor, *, exact: bool = True) -> TabularPolicy:
+        """A policy that starts with logits [G, n] for prompts and, whatever the draft, for prompts with a draft too."""
+        logits = torch.atleast_2d(torch.as_tensor(logits))
+        policy = cls(torch.cat([logits, logits.repeat_interleave(logits.shape[1], dim=0)]), exact=exact)
+        policy.games = len(logits)
+        return policy
+
+    def revise(self, rows: Rows) -> tuple[tuple[int, ...], ...]:
+        games, n = self.games, self.logits.shape[1]
+        if len(self.logits) != games * (1 + n):
+            raise PreftuneError("this table has no law for prompts with a draft; make it with TabularPolicy.improving(logits)")
+        numbers = games + torch.tensor(list(rows.prompt))[:, None] * n + rows.response.index
+        return tuple(tuple(row) for row in numbers.tolist())
 
     def unpack(self, packed: dict[str, Tensor]) -> TableResponses:
         return TableResponses(**packed)
