@@ -53,6 +53,7 @@ def at_ratio(s: Scored, ratio: Tensor) -> Scored:
     s = replace(s, logp=reference, length=s.length.to(ratio.dtype))
     if s.ref_logp is not None:
         s = replace(s, ref_logp=reference)
+    s = replace(s, other={name: logp.to(ratio.dtype) for name, logp in s.other.items()})
     for name in ("states", "collision"):
         if getattr(s, name) is not None:
             s = replace(s, **{name: getattr(s, name).to(ratio.dtype)})
@@ -68,8 +69,9 @@ def take(s: Scored, rows: list[int]) -> Scored:
     names = ("ref_logp", "length", "segment_ref_logp", "states", "collision")
     more = {name: pick(getattr(s, name)) for name in names}
     segments = None if s.segment_logp is None else s.segment_logp[rows].detach()
+    more |= {name: {key: out[rows] for key, out in getattr(s, name).items()} for name in ("heads", "other")}
     found = replace(s, rows=s.rows.take(rows), logp=s.logp[rows].detach(), segment_logp=segments, **more)
-    return at(replace(found, heads={name: out[rows] for name, out in s.heads.items()}), found.logp)
+    return at(found, found.logp)
 
 
 def row(objective: Objective) -> Callable[[Scored], Tensor]:
@@ -140,7 +142,8 @@ def columns(s: Scored, order: list[int]) -> Scored:
     """The scores of some columns; the rows keep their labels."""
     names = ("logp", "ref_logp", "length", "segment_logp", "segment_ref_logp", "states", "collision")
     more = {name: getattr(s, name)[:, order] for name in names if getattr(s, name) is not None}
-    return replace(s, heads={name: out[:, order] for name, out in s.heads.items()}, **more)
+    more |= {name: {key: out[:, order] for key, out in getattr(s, name).items()} for name in ("heads", "other")}
+    return replace(s, **more)
 
 
 def labels_off(s: Scored) -> Scored:

@@ -393,6 +393,7 @@ class Learner(Protocol):
     policy: Policy
     roles: dict[str, Any]  # name -> Policy; a rule may move further roles
     twin: Any  #             a second snapshot for rules that train two learners in turn, kept in checkpoints; None at the start
+    steps: int  #            optimiser steps so far, the counter of random draws that a rule makes itself
 
     def snapshot(self) -> Any:
         """Parameters, optimiser moments, step count and running statistics; never sampling keys."""
