@@ -55,6 +55,9 @@ def test_scores_are_the_logarithms_of_the_law_and_count_two_tokens() -> None:
     torch.testing.assert_close(s.logp.exp(), rows.law)
     torch.testing.assert_close(s.mean_logp, s.logp / 2)
     torch.testing.assert_close(s.segment_logp.sum(2), s.logp)  # type: ignore[union-attr]
+    y = rows.response
+    for some in (y, y.take(columns=[3]), y.join(y), policy.unpack(y.pack())):
+        assert (some.length == 2).all()
     assert (s.segment_logp[:, :, 0].exp() - logits(0).softmax(-1)[:, 0].repeat_interleave(V, 1)).abs().max() < 1e-15  # type: ignore[index]
 
 

@@ -54,13 +54,13 @@ class LanguagePolicy:
         logits, V = self.logits.detach()[torch.tensor(list(rows.prompt))] / temperature, self.vocabulary  # [B, 1 + V, V]
         if self.exact:
             law = sequence_logp(logits).exp()
-            return TableResponses(torch.arange(V * V).expand_as(law), law)
+            return TableResponses(torch.arange(V * V).expand_as(law), law, TOKENS)
         steps = logits.softmax(-1).cumsum(-1)
         draws = torch.from_numpy(key.uniform(rows.id, n, TOKENS))
         first = torch.searchsorted(steps[:, 0].contiguous(), draws[:, :, 0].contiguous(), right=True).clamp(max=V - 1)  # [B, n]
         after = steps.gather(1, (1 + first)[:, :, None].expand(-1, -1, V))  # [B, n, V]
         second = torch.searchsorted(after, draws[:, :, 1:].contiguous(), right=True)[:, :, 0].clamp(max=V - 1)
-        return TableResponses(first * V + second)
+        return TableResponses(first * V + second, tokens=TOKENS)
 
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """Segments are those of rows.segments, or the two tokens. A head is a table of its own, [games, responses, C]."""
@@ -107,7 +107,7 @@ class LanguagePolicy:
         raise PreftuneError("a language of two tokens has no prompts with a draft; use TabularPolicy.improving or a language model")
 
     def unpack(self, packed: dict[str, Tensor]) -> TableResponses:
-        return TableResponses(**packed)
+        return TableResponses(packed["index"], packed.get("law"), TOKENS)
 
     def parameters(self) -> list[Tensor]:
         return [self.logits, *self.heads.values()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from ..types import Head, Key, PreftuneError, Rows, Scored, Want
 
 @dataclass(frozen=True)
 class TableResponses:
-    """Numbers of responses, int64 [B, K]; `law` [B, K] where the columns enumerate a distribution."""
+    """Numbers of responses, int64 [B, K]; `law` [B, K] where the columns enumerate a distribution. All have so many tokens."""
 
     index: Tensor
     law: Tensor | None = None
+    tokens: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -26,23 +28,33 @@ class TableResponses:
 
     @property
     def length(self) -> Tensor:
-        return torch.ones_like(self.index)
+        return torch.full_like(self.index, self.tokens)
 
     def take(self, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None) -> TableResponses:
         def pick(x: Tensor) -> Tensor:
             x = x if rows is None else x[list(rows)]
             return x if columns is None else x[:, list(columns)]
 
-        return TableResponses(pick(self.index), None if self.law is None else pick(self.law))
+        return replace(self, index=pick(self.index), law=None if self.law is None else pick(self.law))
 
     def join(self, other: TableResponses) -> TableResponses:
-        return TableResponses(torch.cat([self.index, other.index], dim=1))
+        return replace(self, index=torch.cat([self.index, other.index], dim=1), law=None)
 
     def pack(self) -> dict[str, Tensor]:
         return {"index": self.index} | ({} if self.law is None else {"law": self.law})
 
     def show(self) -> list[list[str]]:
         return [[str(i) for i in row] for row in self.index.tolist()]
+
+
+@lru_cache(maxsize=16)
+def _numbers(prompts: tuple[Any, ...]) -> Tensor:
+    return torch.tensor(prompts)
+
+
+def games_of(rows: Rows) -> Tensor:
+    """Numbers of the games that the rows ask about, int64 [B]."""
+    return _numbers(tuple(rows.prompt))
 
 
 class TabularPolicy:
@@ -78,7 +90,7 @@ class TabularPolicy:
     def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
         if not temperature > 0:
             raise PreftuneError(f"temperature is {temperature}, needed a number above 0; inf draws uniformly")
-        law = (self.logits.detach()[torch.tensor(list(rows.prompt))] / temperature).softmax(dim=1)
+        law = (self.logits.detach()[games_of(rows)] / temperature).softmax(dim=1)
         if self.exact:
             return TableResponses(torch.arange(law.shape[1]).expand_as(law), law)
         draws = torch.from_numpy(key.uniform(rows.id, n))
@@ -89,7 +101,7 @@ class TabularPolicy:
         """A response is one token: it is its own only segment. A head is a table of its own, [games, responses, C]."""
         if "states" in wants:
             raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
-        games = torch.tensor(list(rows.prompt))[:, None] if rows.prompts is None else torch.tensor([list(row) for row in rows.prompts])
+        games = games_of(rows)[:, None] if rows.prompts is None else _numbers(tuple(map(tuple, rows.prompts)))
         if rows.prompts is None:
             law = self.logits[games[:, 0]].log_softmax(dim=1)
             logp = law.gather(1, rows.response.index)
@@ -141,11 +153,11 @@ class TabularPolicy:
         games, n = self.games, self.logits.shape[1]
         if len(self.logits) != games * (1 + n):
             raise PreftuneError("this table has no law for prompts with a draft; make it with TabularPolicy.improving(logits)")
-        numbers = games + torch.tensor(list(rows.prompt))[:, None] * n + rows.response.index
+        numbers = games + games_of(rows)[:, None] * n + rows.response.index
         return tuple(tuple(row) for row in numbers.tolist())
 
     def unpack(self, packed: dict[str, Tensor]) -> TableResponses:
-        return TableResponses(**packed)
+        return TableResponses(packed["index"], packed.get("law"))
 
     def parameters(self) -> list[Tensor]:
         return [self.logits, *self.heads.values()]
