@@ -502,7 +502,7 @@ def test_updates_say_whether_they_draw_twice() -> None:
     found: dict[str, Callable[..., Metrics]] = {name: method.update for name, method in _composed().items()}
     assert {name for name, update in found.items() if update is extragradient} == {"egpo"}
     assert extragradient.redraws and not hasattr(plain, "redraws")
-    assert {name for name, method in _composed().items() if method.collect_every == "step"} == {"egpo", "online-ipo"}
+    assert {"egpo", "online-ipo"} <= {name for name, method in _composed().items() if method.collect_every == "step"}
 
 
 def _composed() -> dict[str, Method]:

@@ -18,3 +18,9 @@ def common_length(ctx: Context) -> Rows:
 
 
 common_length.makes = ("segments",)  # type: ignore[attr-defined]  # no steps of the file
+
+
+def every_token(rows: Rows) -> Rows:
+    """Every token of every response a segment of its own; shorter responses have empty ones behind their end."""
+    length = rows.response.length
+    return rows.replace(segments=torch.minimum(torch.arange(int(length.max()) + 1), length[:, :, None]))

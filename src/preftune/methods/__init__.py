@@ -16,6 +16,7 @@ from .bco_pair import bco_pair
 from .c_advipo import c_advipo
 from .c_advul import c_advul
 from .cal_dpo import cal_dpo
+from .copg import copg
 from .cpo import cpo
 from .curry_dpo import curry_dpo
 from .discopop import discopop
@@ -27,6 +28,7 @@ from .egpo import egpo
 from .exo import exo
 from .f_dpo import f_dpo
 from .flex_dpo import flex_dpo
+from .grpo import grpo
 from .hinge import hinge
 from .ipo import ipo, ipo_avg
 from .kto import kto
@@ -43,15 +45,18 @@ from .online_ipo import online_ipo
 from .orpo import orpo
 from .osp import osp
 from .pair_logistic import pair_hinge, pair_logistic
+from .ppo import ppo
 from .rdpo import rdpo
 from .rdpo_length import rdpo_length
 from .reward_augmented import reward_augmented
 from .rlhf_secrets_2 import rlhf_secrets_2
+from .rloo import rloo
 from .rpo import rpo, rpo_avg
 from .sft import sft
 from .simpo import simpo
 from .slic import slic
 from .spo_degree import spo_degree
+from .spo_minimax import spo_minimax
 from .sppo import sppo
 from .sppo_hard import sppo_hard
 from .tpo import tpo
@@ -125,6 +130,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "egpo": egpo,
     "sppo": sppo,
     "osp": osp,
+    # rewards: policy gradients and regression
+    "ppo": ppo,
+    "grpo": grpo,
+    "rloo": rloo,
+    "copg": copg,
+    "spo-minimax": spo_minimax,
     # under attack
     "c-advipo": c_advipo,
     "c-advul": c_advul,

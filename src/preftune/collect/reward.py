@@ -1,0 +1,70 @@
+"""Responses of the policy with a reward each."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..types import Collect, Context, Judge, Key, PreftuneError, Rows, ScoringJudge
+from .label import winrate
+from .segment import every_token
+from .thin import both_orders
+
+Reward = Literal["score", "winrate"]
+
+
+def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, remember: bool = False) -> Rows:
+    """`responses` of the current policy, every token a segment, with `score` [B, K].
+
+    reward     "score" asks the judge for it, "winrate" has the judge compare: see `wins`; None takes scores where it has them
+    remember   keeps in extra what the policy thinks of them now: old_logp [B, K, S], and old_value [B, K, 1] where it has a head
+               "value". Needed where the same rows are descended on more than once
+    """
+    current = ctx.roles["current"]
+    y = current.sample(ctx.feed, responses, ctx.key.fold("pair"))
+    rows = every_token(ctx.feed.replace(response=y, law=y.law))
+    asked = ctx.key.fold("judge")
+    scored = reward == "score" or (reward is None and has_scores(ctx.judge))
+    score: Tensor = ctx.judge.score(rows, y, asked) if scored else wins(ctx.judge, rows, y, asked)  # type: ignore[attr-defined]
+    silent = score.isnan().any(1)
+    if silent.any():
+        ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
+        raise PreftuneError(f"the judge gave no score for rows {ids[:10]}; needed one for every response; remove these prompts")
+    rows = rows.replace(score=score)
+    if not remember:
+        return rows
+    with torch.no_grad():
+        now = current.score(rows, ("segments",))
+    kept = {"old_logp": now.segment_logp, "old_value": now.heads.get("value")}
+    return rows.replace(extra={**rows.extra, **{name: value for name, value in kept.items() if value is not None}})
+
+
+rewarded.makes = ("segments", "score", "old_logp", "old_value", "advantage")  # type: ignore[attr-defined]  # no columns of the file
+
+
+def wins(judge: Judge, rows: Rows, y: Any, key: Key) -> Tensor:
+    """P(y beats the policy): over its law where the columns enumerate it, otherwise the mean over the OTHER draws, in both orders.
+
+    Over draws the rewards of a row add up to K / 2, whatever the responses: their mean says nothing.
+    """
+    if y.law is not None:
+        return winrate(judge, rows, y, y, key)
+    beats, _ = both_orders(judge, rows, y, key)
+    return (beats.sum(2) - 0.5) / (y.shape[1] - 1)  # itself at 1/2
+
+
+def has_scores(judge: Judge) -> bool:
+    """Whether the judge has a scale of its own; a table has one where it was given rewards."""
+    return isinstance(judge, ScoringJudge) and getattr(judge, "rewards", True) is not None
+
+
+def rewards(*, responses: int, reward: Reward | None = None, remember: bool = False) -> Collect:
+    """`rewarded` with its arguments checked when a method is composed."""
+    if responses < 2:
+        raise PreftuneError(f"responses is {responses}, needed 2 or more: each is compared with the others of its prompt; raise it")
+    if reward not in ("score", "winrate", None):
+        raise PreftuneError(f"reward is {reward!r}, needed 'score', 'winrate', or None for the judge's scores where it has them")
+    return partial(rewarded, responses=responses, reward=reward, remember=remember)
