@@ -393,10 +393,9 @@ class Learner(Protocol):
     policy: Policy
     roles: dict[str, Any]  # name -> Policy; a rule may move further roles
     twin: Any  #             a second snapshot for rules that train two learners in turn, kept in checkpoints; None at the start
-    steps: int  #            optimiser steps so far, the counter of random draws that a rule makes itself
 
     def snapshot(self) -> Any:
-        """Parameters, optimiser moments, step count and running statistics; never sampling keys."""
+        """Parameters ("policy"), optimiser moments, step count ("steps") and running statistics; never sampling keys."""
 
     def restore(self, snapshot: Any) -> None:
         """Go back to a snapshot."""
