@@ -19,6 +19,7 @@ PUBLIC = {
         "arena": "play",
         "grid": "sweep",
         "registry": "resolve_method",
+        "solving": "solve",
         "types": "PreftuneError Key Rows Scored Loss Needs needs Context Method Policy Judge",
     }.items()
     for name in names.split()

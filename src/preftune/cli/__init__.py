@@ -20,6 +20,7 @@ VERBS = {
     "generate": "preftune.cli.generate:generate",
     "data": "preftune.cli.data:data",
     "play": "preftune.cli.play:play",
+    "solve": "preftune.cli.solve:solve",
     "logic": "preftune.cli.logic:logic",
     "show": "preftune.cli.show:show",
     "from-trl": "preftune.cli.from_trl:from_trl",
