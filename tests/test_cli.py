@@ -301,7 +301,7 @@ def test_play_refuses_what_it_cannot_do(preftune: Run) -> None:
 
 
 def test_a_curve_spans_all_values() -> None:
-    drawn = output.curve([10 ** (-k / 10) for k in range(101)], width=40, height=11).splitlines()
+    drawn = output.curves({"one": [10 ** (-k / 10) for k in range(101)]}, width=40, height=11).splitlines()
     assert drawn[0].startswith("    1e0 |*") and drawn[10].startswith("  1e-10 |") and drawn[10].rstrip().endswith("*")
     marked = [line.count("*") for line in drawn[:11]]
     assert min(marked) >= 1 and drawn[-1].split() == ["0", "100"]

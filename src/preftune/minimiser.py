@@ -73,7 +73,7 @@ class Minimiser:
             logits.data.copy_(start)
             raise PreftuneError(
                 "the loss does not curve upwards in every response's logit, needed a minimum: responses without weight, or labels "
-                "without one; enumerate the responses, or take gradient steps"
+                "without one; let the method train on all its responses (sppo: train_on=all), or take gradient steps"
             )
         # Rows are divided by their own curvature, since unlikely responses have flat losses. A constant added to the logits of a
         # softmax changes nothing: the second term holds each table's mean where it was.

@@ -391,8 +391,8 @@ class Learner(Protocol):
     """The policy in training with its optimiser: what an update rule may call."""
 
     policy: Policy
-    roles: dict[str, Any]  # name -> Policy; a rule may move further roles
-    twin: Any  #             a second snapshot for rules that train two learners in turn, kept in checkpoints; None at the start
+    roles: dict[str, Policy]  # a rule may move further ones
+    twin: Any  #                a second snapshot for rules that train two learners in turn, kept in checkpoints; None at the start
 
     def snapshot(self) -> Any:
         """Parameters ("policy"), optimiser moments, step count ("steps") and running statistics; never sampling keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -78,21 +79,32 @@ def print_list(kind: str, sentences: Sequence[str]) -> None:
         Console(highlight=False).print(table)
 
 
-def curve(values: Sequence[float], *, width: int = 72, height: int = 12) -> str:
-    """A curve of positive values on a logarithmic axis, drawn with characters; a column spans the lowest and highest of its values."""
-    known = [v for v in values if v > 0]
-    floor = min(known, default=1e-16)
-    logs = [math.log10(v) if v > 0 else math.log10(floor) for v in values]
-    width = min(width, len(logs))
-    low, high = math.floor(min(logs)), math.ceil(max(logs))
-    high = max(high, low + 1)
-    level = [round((x - low) / (high - low) * (height - 1)) for x in logs]
-    columns = [level[i * len(level) // width : (i + 1) * len(level) // width] for i in range(width)]
-    lines = []
+MARKS = "*o+x#@%&"  # of one curve after the other
+
+
+def curves(lines: Mapping[str, Sequence[float]], *, width: int = 72, height: int = 12) -> str:
+    """Curves of positive values on a logarithmic axis, drawn with characters; a column spans the lowest and highest of its values."""
+    floor = min((v for values in lines.values() for v in values if v > 0), default=1e-16)
+    logs = [[math.log10(max(v, floor)) for v in values] for values in lines.values()]
+    steps = max(map(len, logs))
+    width = min(width, steps)
+    low = math.floor(min(map(min, logs)))
+    high = max(math.ceil(max(map(max, logs))), low + 1)
+    cells = [[" "] * width for _ in range(height)]
+    for mark, values in reversed(list(zip(itertools.cycle(MARKS), logs, strict=False))):  # the first lies on top
+        level = [round((x - low) / (high - low) * (height - 1)) for x in values]
+        for i in range(width):
+            column = level[i * steps // width : (i + 1) * steps // width]
+            for row in range(min(column), max(column) + 1) if column else ():
+                cells[row][i] = mark
+    drawn = []
     for row in reversed(range(height)):
         label = {0: f"1e{low}", height - 1: f"1e{high}"}.get(row, "")
-        lines.append(f"{label:>7} |" + "".join("*" if min(column) <= row <= max(column) else " " for column in columns).rstrip())
-    return "\n".join([*lines, " " * 8 + "+" + "-" * width, f"{'':9}0{len(values) - 1:>{max(width - 1, 1)}}"])
+        drawn.append(f"{label:>7} |" + "".join(cells[row]).rstrip())
+    legend = [f"{'':9}" + "   ".join(f"{mark} {name}" for mark, name in zip(itertools.cycle(MARKS), lines, strict=False))] * (
+        len(lines) > 1
+    )
+    return "\n".join([*drawn, " " * 8 + "+" + "-" * width, f"{'':9}0{steps - 1:>{max(width - 1, 1)}}", *legend])
 
 
 def say_interrupted(run: Any) -> None:

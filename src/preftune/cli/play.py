@@ -1,103 +1,159 @@
-"""preftune play: a method on an exact game, where the distance to the equilibrium can be computed at every step."""
+"""preftune play: methods on an exact game, where the distance to the equilibrium can be computed at every step."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..types import PreftuneError
 from .options import Json, Set, pairs, refuse
-from .output import curve, print_json, print_table
+from .output import curves, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..arena import Play
 
 SHOWN = 12  # responses in the table
+OPTIONS = ("game", "beta", "eta", "lr", "steps", "seed", "uniform_reference", "exact")
+FILES = (".csv", ".json", ".parquet")
 
 
 def play(
-    method: Annotated[str, typer.Argument(help="A method, for instance egpo or online-ipo.")],
-    game: Annotated[str, typer.Option(help="A named game, for instance rps, dice or condorcet.")] = "rps",
-    beta: Annotated[float | None, typer.Option(help="Pull towards the reference; the method's own default if left out.")] = None,
-    eta: Annotated[float, typer.Option(help="Step of mirror descent that a gradient step equals.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1000,
+    method: Annotated[list[str], typer.Argument(help="Methods, or omd, mmd, hedge, omwu; each may carry settings: egpo,eta=0.5")],
+    game: Annotated[str, typer.Option(help="A named game, for instance rps, dice or condorcet, or a file of comparisons.")] = "rps",
+    beta: Annotated[float | None, typer.Option(help="Pull towards the reference; each method's own default if left out.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Step of mirror descent that a gradient step equals; the best one if left out.")] = None,
+    lr: Annotated[float | None, typer.Option(help="A plain learning rate instead of --eta.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps, or of rounds.")] = 1000,
     uniform_reference: Annotated[bool, typer.Option("--uniform-reference", help="A reference that has all responses alike.")] = False,
     draw: Annotated[bool, typer.Option("--draw", help="Draw responses as on text, instead of enumerating them.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     setting: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Write the curve as .svg, .html or .csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the curves as .svg, .html or .csv.")] = None,
     json: Json = False,
 ) -> None:
-    """Play an exact game: print and plot how far every step is from the regularised equilibrium."""
+    """Play an exact game: print and plot how far every step of every method is from the equilibrium."""
     if out and out.suffix not in PAGES:
-        raise PreftuneError(f"--out is {str(out)!r}, needed a name that ends in {', '.join(PAGES)}; for instance --out {method}.svg")
-    settings = pairs(setting or [])
-    refuse(settings, ("game", "beta", "eta", "steps", "seed", "uniform_reference", "exact"), "--set")
-    from ..arena import play as run
-
-    played = run(
-        method, game=game, beta=beta, eta=eta, steps=steps, seed=seed, uniform_reference=uniform_reference, exact=not draw, **settings
-    )
-    title = f"{method} on {game}: {played.steps} steps, beta = {played.beta:g}, eta = {played.eta:g}"
+        raise PreftuneError(f"--out is {str(out)!r}, needed a name that ends in {', '.join(PAGES)}; for instance --out {method[0]}.svg")
+    shared = pairs(setting or [])
+    refuse(shared, OPTIONS, "--set")
+    entries = [_entry(text) for text in method]
+    table, names = _game(game)
+    common = {"beta": beta, "eta": eta, "lr": lr}
+    given = {**shared, **{name: value for name, value in common.items() if value is not None}}
+    plays = [
+        _run(
+            name, table, {**_read(name, entries, given), **own}, steps=steps, uniform_reference=uniform_reference, exact=not draw, seed=seed
+        )
+        for name, own in entries
+    ]
+    title = f"{' and '.join(method)} on {Path(game).stem}: {steps} steps"
+    if len(plays) == 1 and plays[0].beta is not None:
+        title += f", beta = {plays[0].beta:g}"
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(PAGES[out.suffix](title, played.gap), encoding="utf-8")
+        out.write_text(PAGES[out.suffix](title, plays), encoding="utf-8")
     if json:
-        print_json({**asdict(played), "arrived": played.arrived})
+        found = [{**asdict(one), "arrived": one.arrived, "calls_to_arrive": one.calls_to_arrive} for one in plays]
+        print_json(found[0] if len(found) == 1 else found)
         return
-    print(f"{title}\n\nregularised duality gap, 0 at the equilibrium")
-    print(curve(played.gap))
+    print(f"{title}\n\nduality gap of the game that is played, 0 at its equilibrium")
+    print(curves({text: one.gap for text, one in zip(method, plays, strict=True)}))
     print()
-    marks = sorted({0, *(10**k for k in range(9) if 10**k < played.steps), played.steps})
-    print_table(["step", *map(str, marks)], [["gap", *(played.gap[mark] for mark in marks)]])
-    print("\nthe gap " + ("never stays below 1e-6" if played.arrived is None else f"stays below 1e-6 from step {played.arrived}") + "\n")
-    both = list(zip(played.policy, played.equilibrium, strict=True))
-    print_table(["response", "policy", "equilibrium"], [[str(i), p, q] for i, (p, q) in enumerate(both[:SHOWN])])
+    print_table(
+        ["method", "eta", "beta", "arrived at step", "judge asked", "last gap", "gap at beta 0"],
+        [
+            [text, one.eta, one.beta, one.arrived, one.calls_to_arrive, one.gap[-1], one.gap0[-1]]
+            for text, one in zip(method, plays, strict=True)
+        ],
+    )
+    print("\narrived: the gap stays below 1e-6; judge asked: how often until then; no beta: the game without pull to a reference\n")
+    both = list(zip(*(one.policy for one in plays), plays[0].equilibrium, strict=True))
+    print_table(
+        ["response", *method, "equilibrium" if len(plays) == 1 else f"equilibrium of {method[0]}"],
+        [[names[i] if names else str(i), *row] for i, row in enumerate(both[:SHOWN])],
+    )
     if len(both) > SHOWN:
         print(f"and {len(both) - SHOWN} more (--json has all)")
     if out:
         print(f"\nwritten to {out}")
 
 
-def csv(title: str, gap: Sequence[float]) -> str:
-    """step,gap: a line for every step, the start first."""
-    return "step,gap\n" + "".join(f"{i},{value!r}\n" for i, value in enumerate(gap))
+def _entry(text: str) -> tuple[str, dict[str, str]]:
+    """ "egpo,eta=0.5" -> ("egpo", {"eta": "0.5"})."""
+    name, *settings = text.split(",")
+    return name, pairs(settings, text)
 
 
-def html(title: str, gap: Sequence[float]) -> str:
-    """The picture in a page of its own."""
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{svg(title, gap)}</body></html>\n'
+def _game(game: str) -> tuple[Any, Sequence[str]]:
+    """(name or matrix, names of the responses) of --game."""
+    if not game.endswith(FILES):
+        return game, ()
+    from ..data.comparisons import load
+
+    found = load(Path(game))
+    return found.P, found.names
 
 
-def svg(title: str, gap: Sequence[float], width: int = 720, height: int = 400) -> str:
-    """The gap over the steps, logarithmic; steps are thinned to a point a pixel."""
-    floor = min((g for g in gap if g > 0), default=1e-16)
-    logs = [math.log10(max(g, floor)) for g in gap]
-    low, high = math.floor(min(logs)), max(math.ceil(max(logs)), math.floor(min(logs)) + 1)
-    left, right, top, bottom = 70, width - 20, 40, height - 40
-    every = max(1, len(logs) // (right - left))
+def _parameters(name: str) -> set[str]:
+    """What a method may be given here."""
+    from ..arena import CLOSED, PULLS, UNREGULARISED
+    from ..registry import resolve_method, signature_of
 
-    def x(i: int) -> float:
-        return left + (right - left) * i / max(len(logs) - 1, 1)
+    if name in CLOSED:
+        return {"eta"} if name in UNREGULARISED else {"eta", "beta"}
+    own = set(signature_of(resolve_method(name)))
+    return own | {"eta", "lr"} | ({"beta"} if own & set(PULLS) else set())
 
-    def y(value: float) -> float:
-        return bottom - (bottom - top) * (value - low) / (high - low)
 
-    ticks = range(low, high + 1, max(1, (high - low) // 8))
-    grid = "".join(
-        f'<path d="M{left} {y(t):.1f}H{right}" stroke="#ddd"/><text x="{left - 8}" y="{y(t) + 4:.1f}" text-anchor="end">1e{t}</text>'
-        for t in ticks
-    )
-    line = " ".join(f"{x(i):.1f},{y(logs[i]):.1f}" for i in [*range(0, len(logs) - 1, every), len(logs) - 1])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" font-family="sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{height}" fill="white"/>'
-        f'<text x="{left}" y="22" font-size="15">{title}: regularised duality gap</text>{grid}'
-        f'<text x="{left}" y="{height - 15}">step 0</text><text x="{right}" y="{height - 15}" text-anchor="end">{len(gap) - 1}</text>'
-        f'<polyline points="{line}" fill="none" stroke="#0067a5" stroke-width="1.5"/></svg>\n'
-    )
+def _read(name: str, entries: Sequence[tuple[str, dict[str, str]]], given: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings for all methods those that this one has; what none of several has is refused, a single one refuses itself."""
+    known = {each: _parameters(each) for each, _ in entries}
+    unread = [key for key in given if not any(key in has for has in known.values())]
+    if unread and len(known) > 1:
+        raise PreftuneError(
+            f"none of {', '.join(known)} has a setting {unread[0]!r}, needed one that a method has; see `preftune show METHOD`"
+        )
+    return {key: value for key, value in given.items() if len(known) == 1 or key in known[name]}
+
+
+def _run(name: str, table: Any, settings: dict[str, Any], **rest: Any) -> Play:
+    from ..arena import play as run
+
+    for key in ("beta", "eta", "lr"):
+        if isinstance(settings.get(key), str):
+            try:
+                settings[key] = float(settings[key])
+            except ValueError:
+                raise PreftuneError(f"{key} of {name} is {settings[key]!r}, needed a number; for instance {name},{key}=0.1") from None
+    return run(name, game=table, **settings, **rest)
+
+
+def csv(title: str, plays: Sequence[Play]) -> str:
+    """method,step,judge_asked,gap,gap_unregularised: a line for every step of every method, the start first."""
+    lines = [
+        f"{one.method},{step},{asked},{gap!r},{gap0!r}\n"
+        for one in plays
+        for step, (asked, gap, gap0) in enumerate(zip(one.calls, one.gap, one.gap0, strict=True))
+    ]
+    return "method,step,judge_asked,gap,gap_unregularised\n" + "".join(lines)
+
+
+def svg(title: str, plays: Sequence[Play]) -> str:
+    """The curves."""
+    from ..report.games import gaps
+
+    return gaps(title, plays)
+
+
+def html(title: str, plays: Sequence[Play]) -> str:
+    """The curves, and the paths where there are three responses, in a page of its own."""
+    from ..report.games import page
+
+    return page(title, plays)
 
 
 PAGES = {".svg": svg, ".html": html, ".csv": csv}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..exact.games import validate
-from ..policies.tabular import TableResponses
+from ..policies.tabular import TableResponses, games_of
 from ..types import Key, PreftuneError, Rows
 
 
@@ -25,7 +25,7 @@ class PreferenceTable:
 
     def prefer(self, rows: Rows, a: TableResponses, b: TableResponses, key: Key) -> Tensor:
         self.calls += 1
-        game = torch.tensor(list(rows.prompt))[:, None, None]
+        game = games_of(rows)[:, None, None]
         return self.table[game, a.index[:, :, None], b.index[:, None, :]]
 
     def winrate(self, rows: Rows, y: TableResponses, z: TableResponses, key: Key) -> Tensor:
@@ -34,11 +34,11 @@ class PreferenceTable:
             beats = self.prefer(rows, y, z, key)
             return beats.mean(-1) if z.law is None else (beats @ z.law.unsqueeze(-1)).squeeze(-1)
         self.calls += 1
-        games = list(rows.prompt)
-        table = self.table if games == list(range(len(self.table))) else self.table[games]
+        games = games_of(rows)
+        table = self.table if torch.equal(games, torch.arange(len(self.table))) else self.table[games]
         return (table @ z.law.unsqueeze(-1)).squeeze(-1)
 
     def score(self, rows: Rows, y: TableResponses, key: Key) -> Tensor:
         if self.rewards is None:
             raise PreftuneError("this judge compares responses and has no rewards, needed a score of each; give rewards=[games, responses]")
-        return self.rewards[torch.tensor(list(rows.prompt))[:, None], y.index]
+        return self.rewards[games_of(rows)[:, None], y.index]
