@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import torch
 
-from ..types import Collect, Context, PreftuneError, Rows
+from ..types import Collect, Context, Policy, PreftuneError, Roles, Rows
 from .label import winrate
 
 Pairs = Literal["policy", "uniform"]
+Player = Callable[[Roles], Policy]
 
 
 def given(ctx: Context) -> Rows:
@@ -47,28 +49,56 @@ def mismatched(ctx: Context) -> Rows:
     return rows.replace(response=rows.response.join(rows.response.take(rows=partner)), present=present)
 
 
-def against_opponent(ctx: Context, *, pairs: Pairs = "policy", responses: int = 2, opponents: int = 1) -> Rows:
-    """`responses` of the current policy and their win rates.
+def role(name: str, mixture: float = 0.0) -> Player:
+    """The policy of that role, or with mixture > 0 the geometric mixture role^(1 - mixture) * reference^mixture / Z."""
+    if not 0 <= mixture <= 1:
+        raise PreftuneError(f"mixture is {mixture}, needed 0 <= mixture <= 1: the weight of the reference in the mixture")
+    return lambda roles: roles[name].mix(roles["reference"], mixture) if mixture else roles[name]
 
-    pairs      "policy" draws them from the policy, "uniform" from its stand-in for a uniform law
-    opponents  how many fresh draws of the opponent role they are judged against; 0 judges them against one another, itself
+
+CURRENT, OPPONENT = role("current"), role("opponent")
+
+
+def against_opponent(
+    ctx: Context,
+    *,
+    pairs: Pairs = "policy",
+    responses: int = 2,
+    opponents: int = 1,
+    player: Player = CURRENT,
+    opponent: Player = OPPONENT,
+) -> Rows:
+    """`responses` of the player and their win rates.
+
+    pairs      "policy" draws them from the player as it answers, "uniform" from its stand-in for a uniform law
+    opponents  how many fresh draws of the opponent they are judged against; 0 judges them against one another, itself
                at 1/2: two winrates then differ by P(y beats y') - 1/2, the pair form of online IPO
+    player     which policy of the roles answers, `role`: the one that trains unless said
+    opponent   which one is answered back: the update rule's unless said
     """
-    current = ctx.roles["current"]
-    y = current.sample(ctx.feed, responses, ctx.key.fold("pair"), **(current.uniform if pairs == "uniform" else {}))
-    z = ctx.roles["opponent"].sample(ctx.feed, opponents, ctx.key.fold("opponent")) if opponents else y
+    who = player(ctx.roles)
+    y = who.sample(ctx.feed, responses, ctx.key.fold("pair"), **(who.uniform if pairs == "uniform" else {}))
+    z = opponent(ctx.roles).sample(ctx.feed, opponents, ctx.key.fold("opponent")) if opponents else y
     return ctx.feed.replace(response=y, law=y.law, winrate=winrate(ctx.judge, ctx.feed, y, z, ctx.key.fold("judge")))
 
 
-def against(*, pairs: Pairs, responses: int, opponents: int) -> Collect:
-    """`against_opponent` with its numbers checked when a method is composed."""
+def against(
+    *,
+    pairs: Pairs,
+    responses: int,
+    opponents: int,
+    player: Player = CURRENT,
+    opponent: Player = OPPONENT,
+    least: int = 2,
+) -> Collect:
+    """`against_opponent` with its numbers checked when a method is composed; `least` is how many responses the loss compares."""
     if pairs not in ("policy", "uniform"):
         raise PreftuneError(f"pairs is {pairs!r}, needed 'policy' or 'uniform'; 'policy' draws what the policy would answer")
-    if responses < 2 or opponents < 0:
+    if responses < least or opponents < 0:
         raise PreftuneError(
-            f"responses is {responses} and opponents is {opponents}, needed responses >= 2 and opponents >= 0: "
+            f"responses is {responses} and opponents is {opponents}, needed responses >= {least} and opponents >= 0: "
             "the loss compares responses of one prompt with one another; raise them"
         )
     if pairs == "uniform" and not opponents:
         raise PreftuneError("opponents is 0 with uniform pairs, needed 1 or more: uniform responses are no sample of the policy")
-    return partial(against_opponent, pairs=pairs, responses=responses, opponents=opponents)
+    return partial(against_opponent, pairs=pairs, responses=responses, opponents=opponents, player=player, opponent=opponent)

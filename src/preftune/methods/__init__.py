@@ -31,6 +31,7 @@ from .flex_dpo import flex_dpo
 from .grpo import grpo
 from .hinge import hinge
 from .ipo import ipo, ipo_avg
+from .ipo_md import ipo_md
 from .kto import kto
 from .ld_dpo import ld_dpo
 from .lipo import lipo
@@ -38,7 +39,11 @@ from .list_mle import list_mle
 from .list_softmax import list_softmax
 from .logic import logic
 from .modpo import modpo
+from .mpo import mpo
 from .mpo_mixed import mpo_mixed
+from .nash_ema_pg import nash_ema_pg
+from .nash_md import nash_md
+from .nash_md_pg import nash_md_pg
 from .nca import nca
 from .odpo import odpo
 from .online_ipo import online_ipo
@@ -128,6 +133,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     # self-play against a judge
     "online-ipo": online_ipo,
     "egpo": egpo,
+    "ipo-md": ipo_md,
+    "nash-md": nash_md,
+    "nash-md-pg": nash_md_pg,
+    "nash-ema-pg": nash_ema_pg,
+    "mpo": mpo,
     "sppo": sppo,
     "osp": osp,
     # rewards: policy gradients and regression
