@@ -30,6 +30,7 @@ from .f_dpo import f_dpo
 from .flex_dpo import flex_dpo
 from .grpo import grpo
 from .hinge import hinge
+from .hypo import hypo
 from .ipo import ipo, ipo_avg
 from .ipo_md import ipo_md
 from .kto import kto
@@ -46,6 +47,7 @@ from .nash_md import nash_md
 from .nash_md_pg import nash_md_pg
 from .nca import nca
 from .odpo import odpo
+from .online_dpo import online_dpo
 from .online_ipo import online_ipo
 from .orpo import orpo
 from .osp import osp
@@ -67,7 +69,9 @@ from .sppo_hard import sppo_hard
 from .tpo import tpo
 from .tr_dpo import tr_dpo
 from .triple_po import triple_po
+from .vpo import vpo
 from .wpo import wpo
+from .xpo import xpo
 
 METHODS: dict[str, Callable[..., Method]] = {
     # likelihood alone
@@ -140,6 +144,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mpo": mpo,
     "sppo": sppo,
     "osp": osp,
+    "online-dpo": online_dpo,
+    "xpo": xpo,
+    "vpo": vpo,
+    "hypo": hypo,
     # rewards: policy gradients and regression
     "ppo": ppo,
     "grpo": grpo,
@@ -153,4 +161,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "logic": logic,
 }
 
-ALIASES = {"robust-dpo": "rdpo", "r-dpo": "rdpo-length", "sigmoid-norm": "dpo-norm", "extragradient": "egpo", "nll": "sft"}
+ALIASES = {
+    "robust-dpo": "rdpo",
+    "r-dpo": "rdpo-length",
+    "sigmoid-norm": "dpo-norm",
+    "extragradient": "egpo",
+    "nll": "sft",
+    "mpo-magnetic": "mpo",
+    "oaif": "online-dpo",
+}
