@@ -16,10 +16,10 @@ from .thin import both_orders
 Reward = Literal["score", "winrate"]
 
 
-def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, remember: bool = False) -> Rows:
+def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, itself: bool = True, remember: bool = False) -> Rows:
     """`responses` of the current policy, every token a segment, with `score` [B, K].
 
-    reward     "score" asks the judge for it, "winrate" has the judge compare: see `wins`; None takes scores where it has them
+    reward     "score" asks the judge for it, "winrate" has the judge compare: see `wins`, also for `itself`; None takes scores where it has them
     remember   keeps in extra what the policy thinks of them now: old_logp [B, K, S], and old_value [B, K, 1] where it has a head
                "value". Needed where the same rows are descended on more than once
     """
@@ -28,7 +28,7 @@ def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, reme
     rows = every_token(ctx.feed.replace(response=y, law=y.law))
     asked = ctx.key.fold("judge")
     scored = reward == "score" or (reward is None and has_scores(ctx.judge))
-    score: Tensor = ctx.judge.score(rows, y, asked) if scored else wins(ctx.judge, rows, y, asked)  # type: ignore[attr-defined]
+    score: Tensor = ctx.judge.score(rows, y, asked) if scored else wins(ctx.judge, rows, y, asked, itself=itself)  # type: ignore[attr-defined]
     silent = score.isnan().any(1)
     if silent.any():
         ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
@@ -45,15 +45,18 @@ def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, reme
 rewarded.makes = ("segments", "score", "old_logp", "old_value", "advantage")  # type: ignore[attr-defined]  # no columns of the file
 
 
-def wins(judge: Judge, rows: Rows, y: Any, key: Key) -> Tensor:
-    """P(y beats the policy): over its law where the columns enumerate it, otherwise the mean over the OTHER draws, in both orders.
+def wins(judge: Judge, rows: Rows, y: Any, key: Key, *, itself: bool) -> Tensor:
+    """P(y beats the policy): over its law where the columns enumerate it, otherwise the mean over the draws, in both orders.
 
-    Over draws the rewards of a row add up to K / 2, whatever the responses: their mean says nothing.
+    itself   whether a draw counts itself, at 1/2. Against the others alone the mean is unbiased, and the rewards of a row add up to
+             K / 2. But the others' rewards hold their matches against y: a loss that compares y with them (leave-one-out,
+             differences of pairs) then sees every match twice, K / (K - 1) times the difference that there is. Counting
+             itself takes exactly that back
     """
     if y.law is not None:
         return winrate(judge, rows, y, y, key)
     beats, _ = both_orders(judge, rows, y, key)
-    return (beats.sum(2) - 0.5) / (y.shape[1] - 1)  # itself at 1/2
+    return beats.mean(2) if itself else (beats.sum(2) - 0.5) / (y.shape[1] - 1)
 
 
 def has_scores(judge: Judge) -> bool:
@@ -61,10 +64,10 @@ def has_scores(judge: Judge) -> bool:
     return isinstance(judge, ScoringJudge) and getattr(judge, "rewards", True) is not None
 
 
-def rewards(*, responses: int, reward: Reward | None = None, remember: bool = False) -> Collect:
+def rewards(*, responses: int, reward: Reward | None = None, itself: bool = True, remember: bool = False) -> Collect:
     """`rewarded` with its arguments checked when a method is composed."""
     if responses < 2:
         raise PreftuneError(f"responses is {responses}, needed 2 or more: each is compared with the others of its prompt; raise it")
     if reward not in ("score", "winrate", None):
         raise PreftuneError(f"reward is {reward!r}, needed 'score', 'winrate', or None for the judge's scores where it has them")
-    return partial(rewarded, responses=responses, reward=reward, remember=remember)
+    return partial(rewarded, responses=responses, reward=reward, itself=itself, remember=remember)

@@ -34,7 +34,7 @@ def ppo(
     collect_every="step" draws for every step: then the ratio is 1 and the clips idle. Without scores of the judge a response's
     reward is how often it beats the policy, see rloo.
     """
-    collect = rewards(responses=responses, reward=reward, remember=collect_every == "round")
+    collect = rewards(responses=responses, reward=reward, itself=False, remember=collect_every == "round")
     objective = policy_gradient.reading_less(
         partial(
             policy_gradient.ppo,
