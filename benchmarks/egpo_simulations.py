@@ -6,10 +6,10 @@
 published  each setting as the authors run it: one learning rate for all methods, ten random games at once, start at the reference
 tuned      each method with the best of a grid of steps, constant and decreasing, counted in questions to the judge
 
-Everything is a composition of the package: the registry's methods, `GradientLearner`, `PreferenceTable`. Two things are not.
-Exact runs on tables that take 1e5 steps, and the grids, use the steps in closed form (exact/nash.py and the two below), whose
-agreement with the compositions is measured at the start of every run. And the policy is a domain from outside the package:
-a network that gives the logits of all games, which is also the table of logits where it has no layers.
+The policy is a domain from outside the package: a network that gives the logits of all games, or the table of logits where it
+has no layers. Methods are compositions of the package: the registry's, `GradientLearner`, `PreferenceTable`. Runs on tables that
+would take hours so (1e5 steps, and the grids) use the steps in closed form, exact/nash.py and those below; how far they are from
+the compositions is measured at the start of every run.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ PAIRS = 100  #    pairs of responses a step and game, where they are drawn
 POINTS = 120  #   of a curve
 GOAL = 1e-6  #    a gap below which a method has arrived
 COLOUR = {"EGPO": "#d1495b", "OIPO1": "#0067a5", "OIPO2": "#3a7d44", "Nash-MD": "#e08e0b", "Nash-MD-PG": "#7a4fa3"}
+DASH = {"Nash-MD": ' stroke-dasharray="5 4"'}  # often one line with OIPO1
 CALLS = {"OIPO1": 1, "OIPO2": 1, "Nash-MD": 1, "Nash-MD-PG": 1, "EGPO": 2}  # questions to the judge in a step
 
 
@@ -68,7 +69,7 @@ class Setting:
     n: int = 10
     neural: bool = False
     exact: bool = True
-    closed: bool = False  # steps in closed form
+    closed: bool = False  # steps in closed form, not compositions
 
     @property
     def eta(self) -> float:
@@ -80,11 +81,11 @@ SETTINGS = (
     Setting("tabular, exact, beta .001", 1e-3, 100_000, 2e-4, closed=True),
     Setting("tabular, exact, beta .01", 1e-2, 5_000, 2e-2),
     Setting("tabular, exact, beta .1", 1e-1, 1_000, 1e-1),
-    Setting("tabular, sampled, beta .01", 1e-2, 100_000, 2e-4, exact=False),
+    Setting("tabular, sampled, beta .01", 1e-2, 100_000, 2e-4, exact=False, closed=True),
     Setting("neural, exact, beta .01", 1e-2, 10_000, 3e-3, n=100, neural=True),
     Setting("neural, sampled, beta .1", 1e-1, 20_000, 1e-3, n=100, neural=True, exact=False),
 )
-RATES = ((SETTINGS[4], 10_000, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (SETTINGS[3], 5_000, (2e-4, 1e-3, 5e-3, 2.5e-2)))  # calls, a grid
+RATES = ((SETTINGS[4], 10_000, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (SETTINGS[3], 20_000, (2e-4, 1e-3, 5e-3, 2.5e-2)))  # calls, a grid
 
 
 # --- the games --------------------------------------------------------------------------------------------------------
@@ -122,127 +123,36 @@ class Network:
         self.exact = exact
 
     @classmethod
-    def drawn(cls, n: int, layers: int, width: int, seed: int, *, exact: bool) -> Network:
-        """Xavier's normal matrices, no biases, normal inputs."""
-        draw = numpy.random.default_rng(1 + seed).normal
-        weights = [torch.from_numpy(draw(size=(GAMES, width)))]
-        for out in [width] * (layers - 1) + [n]:
-            weights += [torch.from_numpy(draw(size=(out, width))) * math.sqrt(2 / (width + out)), torch.zeros(out, dtype=torch.float64)]
-        return cls(weights, exact=exact)
+    def drawn(
+    name: str, lr: float, logits: Tensor, P: Tensor, beta: float, steps: int, seed: int, at: Iterable[int], mixture: float
+) -> list[list[float]]:
+    """The gaps [G] of SGD on PAIRS rows a step and game, drawn as the collectors draw: the composition with other random numbers."""
+    draw, log_mu, at = numpy.random.default_rng([seed, list(CALLS).index(name)]), logits.log_softmax(1), set(at)
+    theta, mu, beats = log_mu.numpy().copy(), log_mu.numpy(), P.numpy()
+    games, n = theta.shape
+    game = numpy.arange(games)[:, None, None]
 
-    def logits(self) -> Tensor:
-        """[G, n]."""
-        x, *layers = self.weights
-        for i, (matrix, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
-            x = torch.nn.functional.linear(x if i == 0 else torch.relu(x), matrix, bias)
-        return x
+    def responses(p: Floats, k: int) -> Floats:
+        u = draw.random((games, PAIRS * k))
+        return (u[:, :, None] > p.cumsum(1)[:, None, :-1]).sum(2).reshape(games, PAIRS, k)
 
-    def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
-        law = (self.logits().detach() / temperature).softmax(1)
-        game, count = numbers(tuple(rows.prompt)), law.shape[1]
-        if self.exact:
-            return TableResponses(torch.arange(count).expand(len(rows), count), law[game])
-        draws = torch.rand(len(rows), n, generator=torch.Generator().manual_seed(key.seed), dtype=torch.float64)
-        if math.isinf(temperature):
-            return TableResponses((draws * count).long())
-        return TableResponses(torch.searchsorted(law.cumsum(1)[game], draws, right=True).clamp(max=count - 1))
+    def rows(opponent: Floats) -> tuple[Floats, Floats]:
+        """Who answers and whom they meet: uniform pairs against a draw of the opponent, or the policy's own responses."""
+        if name == "OIPO2":
+            y = responses(law(theta), 2)
+            return y, beats[game[..., None], y[:, :, :, None], y[:, :, None, :]].mean(3)
+        y = responses(law(theta), 1) if name == "Nash-MD-PG" else draw.integers(n, size=(games, PAIRS, 2))
+        return y, beats[game, y, responses(law(opponent), 1)]
 
-    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
-        if wants or rows.prompts is not None:
-            raise PreftuneError("these games have single responses to one prompt; needed a method that reads no more than that")
-        logp = self.logits().log_softmax(1)[numbers(tuple(rows.prompt))[:, None], rows.response.index]
-        return Scored(rows, logp, length=torch.ones_like(logp))
-
-    def attach(self, heads: Mapping[str, Head], key: Key) -> None:
-        if heads:
-            raise PreftuneError("these games have no hidden states for heads to read; needed a method without heads")
-
-    def copy(self) -> Network:
-        return self._frozen(self.weights)
-
-    reference = copy
-
-    def lerp(self, other: Network, w: float) -> Network:
-        return self._frozen([a.detach().lerp(b.detach(), w) for a, b in zip(self.weights, other.weights, strict=True)])
-
-    def mix(self, other: Network, w: float) -> Network:
-        return self._frozen([self.logits().detach().lerp(other.logits().detach(), w)])  # a table: normalisers cancel
-
-    def _frozen(self, weights: Sequence[Tensor]) -> Network:
-        frozen = Network(weights, exact=self.exact)
-        for weight in frozen.weights:
-            weight.requires_grad_(False)
-        return frozen
-
-    def revise(self, rows: Rows) -> Any:
-        raise PreftuneError("these games have no drafts; needed a method that does not revise")
-
-    def parameters(self) -> list[Tensor]:
-        return list(self.weights)
-
-    def unpack(self, packed: dict[str, Tensor]) -> TableResponses:
-        return TableResponses(**packed)
-
-    def state(self) -> dict[str, Tensor]:
-        return {str(i): weight.detach().clone() for i, weight in enumerate(self.weights)}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        for i, weight in enumerate(self.weights):
-            weight.data.copy_(state[str(i)])
-
-
-# --- the methods ------------------------------------------------------------------------------------------------------
-
-
-def methods(beta: float, lr: float, n: int) -> dict[str, Method]:
-    """The five of the paper. The authors mix 2 lr / n of the reference into Nash-MD's opponent, half of eta beta."""
-    mixture = 2 * lr / n
-    return {
-        "OIPO1": online_ipo(tau=beta, pairs="uniform"),
-        "OIPO2": online_ipo(tau=beta, pairs="policy"),
-        "Nash-MD": nash_md(tau=beta, mixture=mixture),
-        "Nash-MD-PG": nash_md_pg(tau=beta, mixture=mixture),
-        "EGPO": egpo(beta=beta),
-    }
-
-
-# The same as steps in closed form: logits [..., n] in, logits out. eta is that of mirror descent, 4 lr / (n beta).
-
-
-def _winrate(P: Tensor, logits: Tensor) -> Tensor:
-    return (P @ logits.softmax(-1).unsqueeze(-1)).squeeze(-1)
-
-
-def mixed_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Any, beta: float, *, share: float) -> Tensor:
-    """Nash-MD with `share` of its mixing weight eta beta; share = 1 is `nash_md_step`."""
-    away = eta * beta
-    return (1 - away) * theta + away * log_mu + eta * _winrate(P, theta.lerp(log_mu + 0 * theta, share * away + 0 * theta))
-
-
-def gradient_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Any, beta: float, *, mixture: Any = 0.0) -> Tensor:
-    """theta + eta n p (c - E_p c),  c = P q - beta log(p / mu),  q the mixture p^(1 - w) mu^w.
-
-    w = 0 is online IPO on pairs of the policy, an ascent of p that a table's softmax slows by the factor n p; with w > 0 it is
-    Nash-MD-PG, whose own lr is eta n: the authors' common lr is a step 4 / beta times smaller for it than for the others.
-    """
-    p = theta.softmax(-1)
-    gain = _winrate(P, (1 - mixture) * theta + mixture * log_mu) - beta * (theta - log_mu)
-    return theta + eta * theta.shape[-1] * p * (gain - (p * gain).sum(-1, keepdim=True))
-
-
-Step = Callable[..., Tensor]
-
-
-def published_steps(beta: float, lr: float, n: int) -> dict[str, tuple[Step, float]]:
-    """Name -> step and its eta at the authors' learning rate."""
-    eta = 4 * lr / (n * beta)
-    return {
-        "OIPO1": (mirror_descent_step, eta),
-        "OIPO2": (gradient_step, eta),
-        "Nash-MD": (partial(mixed_step, share=0.5), eta),
-        "Nash-MD-PG": (partial(gradient_step, mixture=2 * lr / n), lr / n),
-        "EGPO": (extragradient_step, eta),
-    }
+    gaps = []
+    for t in range(steps + 1):
+        if t in at:
+            gaps.append(regularised_gap(P, torch.from_numpy(theta), log_mu, beta).tolist())
+        opponent = (1 - mixture) * theta + mixture * mu if name in ("Nash-MD", "Nash-MD-PG") else theta
+        if name == "EGPO":
+            opponent = theta - lr * squared_gradient(theta, mu, *rows(theta), beta)
+        theta = theta - lr * GRADIENTS[name](theta, mu, *rows(opponent), beta)
+    return gaps
 
 
 # --- published --------------------------------------------------------------------------------------------------------
@@ -314,9 +224,9 @@ def published(setting: Setting, steps: int, seed: int) -> dict[str, Any]:
     at, found = marks(steps), {}
     P, policy = start(setting, seed)
     if setting.closed:
-        for name, (step, eta) in published_steps(setting.beta, setting.lr, setting.n).items():
-            gaps = closed(step, eta, policy.logits().detach(), P, setting.beta, steps, at)
-            found[name] = {"gap": gaps, "calls": CALLS[name] * steps}
+        forms = published_steps(setting.beta, setting.lr, setting.n)
+        for name in CALLS:
+            found[name] = {"gap": written_out(setting, forms[name], name, policy, P, steps, seed, at), "calls": CALLS[name] * steps}
     else:
         for name, method in methods(setting.beta, setting.lr, setting.n).items():
             fresh = Network(policy.weights, exact=policy.exact)
@@ -328,8 +238,18 @@ def published(setting: Setting, steps: int, seed: int) -> dict[str, Any]:
     return {"setting": vars(setting) | {"steps": steps, "eta": setting.eta}, "at": at, "limits": limits.tolist(), "methods": found}
 
 
+def written_out(
+    setting: Setting, form: tuple[Step, float], name: str, policy: Network, P: Tensor, steps: int, seed: int, at: Iterable[int]
+) -> list[list[float]]:
+    logits = policy.logits().detach()
+    if setting.exact:
+        return closed(*form, logits, P, setting.beta, steps, at)
+    return drawn(name, setting.lr, logits, P, setting.beta, steps, seed, at, 2 * setting.lr / setting.n)
+
+
 def agreement(seed: int, steps: int = 50) -> float:
-    """The largest difference between the gaps of compositions and of steps in closed form; refuses where the calls differ from CALLS."""
+    """The largest difference between the gaps of compositions and of steps in closed form, and between logits after a step on the same
+    draws; refuses where the calls differ from CALLS."""
     setting, worst = SETTINGS[2], 0.0
     P, policy = start(setting, seed)
     forms = published_steps(setting.beta, setting.lr, setting.n)
@@ -339,6 +259,16 @@ def agreement(seed: int, steps: int = 50) -> float:
         worst = max(worst, float(numpy.abs(numpy.array(one["gap"]) - numpy.array(two)).max()))
         if one["calls"] != CALLS[name] * steps:
             raise PreftuneError(f"{name} asked {one['calls']} times in {steps} steps, needed {CALLS[name]} a step; correct CALLS")
+        fresh = Network([games(setting.n, seed + 1)[1]], exact=False)  # away from the reference
+        roles = {"current": fresh, "reference": Network(policy.weights, exact=False), "opponent": fresh.copy()}
+        theta, mu = fresh.copy().logits().numpy(), policy.logits().detach().numpy()
+        learner = GradientLearner(fresh, method, roles, optimiser="sgd", lr=setting.lr, clip=0.0, micro_batch=10**9)
+        prompt = tuple(g for g in range(GAMES) for _ in range(PAIRS))
+        feed = Rows(id=tuple(map(str, range(len(prompt)))), prompt=prompt)
+        learner.descend(rows := drawing(method.collect, roles, feed, Key.of(seed), judges=(PreferenceTable(P),))(roles["opponent"]))
+        y, winrate = (x.numpy().reshape(GAMES, PAIRS, -1) for x in (rows.response.index, rows.winrate))
+        theta = theta - setting.lr * GRADIENTS[name](theta, mu, y, winrate, setting.beta)
+        worst = max(worst, float(numpy.abs(theta - fresh.logits().detach().numpy()).max()))
     return worst
 
 
@@ -413,7 +343,7 @@ def tuned_curves(beta: float, calls: int, found: Sequence[Mapping[str, Any]], se
         points = [t // CALLS[name] for t in at]
         gaps = closed(step, best["eta_after"][0], logits, P, beta, points[-1], points, SCHEDULES[best["schedule"]])
         curves[name] = {"gap": gaps}
-    return {"setting": {"name": f"tuned, tabular, exact, beta {digits(beta)}"}, "at": at, "methods": curves, "unit": "calls"}
+    return {"setting": {"name": f"tuned, tabular, exact, beta {beta:g}".replace("0.", ".")}, "at": at, "methods": curves, "unit": "calls"}
 
 
 def rates(setting: Setting, calls: int, seed: int, grid: Sequence[float]) -> list[dict[str, Any]]:
@@ -424,7 +354,11 @@ def rates(setting: Setting, calls: int, seed: int, grid: Sequence[float]) -> lis
         for name, method in methods(setting.beta, lr, setting.n).items():
             steps = calls // CALLS[name]
             own = lr * 4 / setting.beta if name == "Nash-MD-PG" else lr
-            run = composed(method, Network(policy.weights, exact=policy.exact), P, setting.beta, own, steps, seed, [steps])["gap"][-1]
+            fresh = Network(policy.weights, exact=policy.exact)
+            if setting.closed:
+                run = drawn(name, own, policy.logits().detach(), P, setting.beta, steps, seed, [steps], 2 * lr / setting.n)[-1]
+            else:
+                run = composed(method, fresh, P, setting.beta, own, steps, seed, [steps])["gap"][-1]
             found.append({"setting": setting.name, "method": name, "lr": lr, "after": statistics.median(run), "worst_after": max(run)})
             say(f"  {found[-1]}")
     return found
@@ -438,6 +372,8 @@ def say(text: str) -> None:
 
 
 def digits(value: float | None) -> str:
+    if value is not None and value < 1e-15:  # rounding
+        return "<1e-15"
     return "-" if value is None else "inf" if math.isinf(value) else f"{value:.1e}" if value < 0.001 else f"{value:.3f}".lstrip("0")
 
 
@@ -492,7 +428,7 @@ def rate(run: Mapping[str, Any]) -> str:
 def tuned_row(r: Mapping[str, Any]) -> list[str]:
     after = [(f"{digits(gap)} ({digits(worst)})", f"{eta:.2g}") for gap, worst, eta in zip(r["after"], r["worst_after"], r["eta_after"])]
     return [
-        digits(r["beta"]),
+        f"{r['beta']:g}".lstrip("0"),
         f"{r['method']}, {r['schedule']}",
         f"{r['games']} of {GAMES}",
         "-" if r["calls"] is None else f"{r['calls']:.0f} ({r['worst']})",
@@ -513,7 +449,7 @@ def figure(results: Mapping[str, Any]) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for i, (name, colour) in enumerate(COLOUR.items()):
-        parts.append(f'<path d="M{LEFT + 100 * i} 14h20" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<path d="M{LEFT + 100 * i} 14h20" stroke="{colour}" stroke-width="2"{DASH.get(name, "")}/>')
         parts.append(f'<text x="{LEFT + 100 * i + 25}" y="18" font-size="12">{name}</text>')
     parts += [panel(run, WIDE * (i % 3), 10 + HIGH * (i // 3)) for i, run in enumerate(runs)]
     return "\n".join([*parts, "</svg>\n"])
@@ -537,7 +473,7 @@ def panel(run: Mapping[str, Any], x0: float, y0: float) -> str:
     parts.append(f'<text x="{right}" y="{bottom + 14}" text-anchor="end">{run["at"][-1]}</text>')
     for name, curve in curves.items():
         line = " ".join(f"{x(t):.0f},{y(v):.1f}" for t, v in zip(run["at"], curve, strict=True))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOUR[name]}" stroke-width="1.3"/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOUR[name]}" stroke-width="1.3"{DASH.get(name, "")}/>')
     return "".join(parts)
 
 
@@ -555,28 +491,33 @@ def main() -> None:
     began = time.time()
     results: dict[str, Any] = {"command": provenance.command(), "commit": provenance.commit(), "versions": provenance.versions()}
     results |= {"seed": options.seed, "published": [], "tuned": [], "curves": [], "rates": []}
+
+    def save() -> None:
+        results["seconds"] = round(time.time() - began)
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        (options.out / "tables.md").write_text(report(results), encoding="utf-8")
+        (options.out / "figure.svg").write_text(figure(results), encoding="utf-8")
+
     results["agreement"] = agreement(options.seed)
     say(f"compositions and closed forms agree within {results['agreement']:.1e}")
     if "published" in options.only:
         for setting in (SETTINGS[i] for i in options.settings):
             say(setting.name)
             results["published"].append(published(setting, setting.steps // short, options.seed))
+            save()
     if "tuned" in options.only:
         for beta, budgets in BUDGETS.items():
             budgets = [calls // short for calls in budgets]
             say(f"tuned, beta {beta}: calls {budgets}")
             results["tuned"] += tuned(beta, budgets, options.seed, steps)
             results["curves"].append(tuned_curves(beta, budgets[0], results["tuned"], options.seed))
+            save()
     if "rates" in options.only:
         for setting, calls, grid in RATES:
             say(f"learning rates, {setting.name}")
             results["rates"] += rates(setting, calls // short, options.seed, grid[::3] if options.quick else grid)
-    results["seconds"] = round(time.time() - began)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    (options.out / "tables.md").write_text(report(results), encoding="utf-8")
-    if results["published"] or results["curves"]:
-        (options.out / "figure.svg").write_text(figure(results), encoding="utf-8")
+            save()
     say(report(results))
     say(f"{results['seconds']} s; written to {options.out}")
 
