@@ -1,0 +1,245 @@
+"""Methods that draw and compare pairs while training, on tables: single steps against closed forms, where they end, and estimators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import root
+from torch import Tensor
+
+from preftune import methods
+from preftune.exact.games import bradley_terry, game, reference_logits
+from preftune.exact.nash import regularised_nash
+from preftune.judges.exact import PreferenceTable
+from preftune.learner import GradientLearner
+from preftune.policies.tabular import TableResponses
+from preftune.types import Context, Key, Method, Rows
+from test_methods_on_tables import RPS, Array, learn, log_p, normalised, play, random_game, softmax
+
+START, LOG_MU = np.random.default_rng(8).normal(size=(2, 1, 5))
+P5 = random_game(5, 1)
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def surprise(theta: Array, log_mu: Array, P: Array, beta: float) -> Array:
+    """sigmoid(beta (r_i - r_j)) - P_ij, r = theta - log mu: what a pair still has to learn."""
+    r = theta - log_mu
+    return sigmoid(beta * (r[:, None] - r)) - P
+
+
+def steps_by(method: Method, gradient: Array) -> None:
+    """One exact step of size .7 from START is that along `gradient` [5]."""
+    learner = learn(method, START, LOG_MU, 0.7)
+    play(learner, P5)
+    np.testing.assert_allclose(log_p(learner)[0], normalised(START[0] - 0.7 * gradient), rtol=0, atol=1e-12)
+
+
+# --- one exact step -------------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_online_dpo_is_its_closed_form() -> None:
+    """d loss / d theta_k = 2 beta p_k sum_j p_j (sigmoid(beta (r_k - r_j)) - P_kj), twice as every response stands in both places."""
+    p = softmax(START[0])
+    steps_by(methods.online_dpo(0.3), 2 * 0.3 * p * (surprise(START[0], LOG_MU[0], P5, 0.3) @ p))
+
+
+def test_a_step_of_xpo_is_its_closed_form() -> None:
+    """Pairs (i from p, j from mu): beta [p_k sum_j mu_j e_kj - mu_k sum_i p_i e_ik], e the surprise, plus alpha (mu - p)."""
+    p, mu, e = softmax(START[0]), softmax(LOG_MU[0]), surprise(START[0], LOG_MU[0], P5, 0.3)
+    steps_by(methods.xpo(0.3, alpha=0.2), 0.3 * (p * (e @ mu) - mu * (p @ e)) + 0.2 * (mu - p))
+
+
+def test_a_step_of_vpo_on_its_own_pairs_is_its_closed_form() -> None:
+    p, mu = softmax(START[0]), softmax(LOG_MU[0])
+    steps_by(methods.vpo(0.3, alpha=0.2), 2 * 0.3 * p * (surprise(START[0], LOG_MU[0], P5, 0.3) @ p) + 0.2 * 0.3 * (mu - p))
+
+
+def test_vpo_of_a_pair_with_the_reference_is_xpo_step_by_step() -> None:
+    found = []
+    for method in (methods.xpo(0.3, alpha=0.02), methods.vpo(0.3, alpha=0.02 / 0.3, partner="reference")):
+        learner = learn(method, START, LOG_MU, 0.7)
+        for number in range(3):
+            play(learner, P5, number)
+        found.append(learner.policy.logits.detach())
+    assert torch.equal(*found)
+
+
+# --- where online dpo ends ------------------------------------------------------------------------------------------
+
+
+def test_online_dpo_on_bradley_terry_preferences_ends_at_the_tilted_reference() -> None:
+    """softmax(log mu + r / beta). From anywhere, slowly: pairs are seen as often as both responses are drawn."""
+    reward = torch.tensor([0.3, -0.2, 0.0, 0.1], dtype=torch.float64)
+    mu = np.array([[0.2, -0.3, 0.1, 0.0]])
+    best = softmax(mu[0] + reward.numpy() / 0.5)
+    learner = learn(methods.online_dpo(0.5), np.log(best)[None], mu, 1.0)
+    play(learner, bradley_terry(reward))
+    np.testing.assert_allclose(learner.policy.probabilities()[0], best, rtol=0, atol=1e-15)
+    learner = learn(methods.online_dpo(0.5), np.array([[1.0, 0.0, 0.5, 0.0]]), mu, 20.0)
+    for number in range(400):
+        play(learner, bradley_terry(reward), number)
+    np.testing.assert_allclose(learner.policy.probabilities()[0], best, rtol=0, atol=1e-10)
+
+
+def test_online_dpo_leaves_rock_paper_scissors_alone_at_the_uniform_reference() -> None:
+    """Every response wins half of the time, though no single pair is even."""
+    learner = learn(methods.online_dpo(0.1), np.zeros((1, 3)), np.zeros((1, 3)), 1.0)
+    play(learner, RPS)
+    assert learner.policy.logits.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize(("name", "distance"), [("rps", 0.052), ("rand10", 0.270), ("bt10", 0.492)])
+def test_online_dpo_is_no_solver_of_the_game(name: str, distance: float) -> None:
+    """Total variation between its fixed point and the regularised equilibrium, both at .3.
+
+    The fixed point, sum_j p_j (sigmoid(beta (r_k - r_j)) - P_kj) = 0 for every k, is found by scipy; a step of ours then stands still.
+    """
+    P = game(name)
+    log_mu = reference_logits(len(P)).log_softmax(-1)
+
+    def residual(theta: Array) -> Array:
+        error = surprise(theta, log_mu.numpy(), P.numpy(), 0.3) @ softmax(theta)
+        return error + theta.mean() - log_mu.numpy().mean()  # the logits' free constant
+
+    found = root(residual, log_mu.numpy(), tol=1e-13)
+    assert np.abs(residual(found.x)).max() < 1e-10
+    learner = learn(methods.online_dpo(0.3), found.x[None], log_mu[None], 1.0)
+    play(learner, P)
+    np.testing.assert_allclose(log_p(learner)[0], normalised(found.x), rtol=0, atol=1e-9)
+    apart = 0.5 * np.abs(softmax(found.x) - regularised_nash(P, log_mu, 0.3).softmax(-1).numpy()).sum()
+    assert abs(apart - distance) < 6e-4
+
+
+def test_labels_by_threshold_are_another_game_without_an_end() -> None:
+    """Strengths that differ by .1: soft labels stop at a ratio of e^(.1 / beta), thresholds go on for ever."""
+    P, start = bradley_terry(torch.tensor([0.1, 0.0], dtype=torch.float64)), np.zeros((1, 2))
+    ends = {}
+    for label in ("soft", "threshold"):
+        learner = learn(methods.online_dpo(0.1, label=label), start, start, 100.0)
+        gap = []
+        for number in range(200):
+            play(learner, P, number)
+            gap.append(float(learner.policy.logits.detach().diff().neg()))
+        ends[label] = gap
+    assert abs(ends["soft"][-1] - 1.0) < 1e-9
+    assert ends["threshold"][-1] > ends["threshold"][-100] + 0.1 > 5
+
+
+def test_a_tie_makes_no_pair_under_the_threshold() -> None:
+    learner = learn(methods.online_dpo(label="threshold"), START, LOG_MU, 1.0)
+    told = play(learner, np.full((5, 5), 0.5))
+    assert told["decided"] == told["loss"] == 0 and np.array_equal(learner.policy.logits.detach().numpy(), START)
+
+
+# --- draws ----------------------------------------------------------------------------------------------------------
+
+
+def per_row(method: Method, exact: bool, feed: Rows, start: Array = START, log_mu: Array = LOG_MU) -> Tensor:
+    """d loss_b / d theta [B, n]."""
+    learner = learn(method, start, log_mu, 1.0, exact=exact)
+    learner.roles["reference"].exact = exact
+    roles = {**learner.roles, "opponent": learner.policy}
+    s = learner.score(method.collect(Context(roles, feed, (PreferenceTable(torch.as_tensor(P5)),), key=Key.of(11))))
+    (g,) = torch.autograd.grad(method.objective(s).row.sum(), s.logp)
+    p = learner.policy.probabilities()
+    return torch.zeros(len(feed), p.shape[1], dtype=torch.float64).scatter_add(1, s.rows.response.index, g) - g.sum(1, keepdim=True) * p
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (methods.online_dpo(0.3), methods.online_dpo(0.3)),
+        (methods.online_dpo(0.3, responses=3), methods.online_dpo(0.3)),
+        (methods.online_dpo(0.3, label="sampled"), methods.online_dpo(0.3)),
+        (methods.xpo(0.3, alpha=0.1), methods.xpo(0.3, alpha=0.1)),
+        (methods.vpo(0.3, alpha=0.5), methods.vpo(0.3, alpha=0.5)),
+        (methods.vpo(0.3, alpha=0.5, label="sampled"), methods.vpo(0.3, alpha=0.5)),
+    ],
+    ids=["pair", "list", "sampled labels", "xpo", "vpo", "vpo with sampled labels"],
+)
+def test_sampled_gradients_are_the_exact_one_in_expectation(method: Method, expected: Method) -> None:
+    """20000 rows of one game against the enumerated gradient with soft labels: within 4 standard errors in every component.
+
+    Power: the standard error of every component is below 6 % of the largest component, asserted.
+    """
+    exact = per_row(expected, True, Rows(("game",), (0,)))[0]
+    drawn = per_row(method, False, Rows(tuple(map(str, range(20000))), (0,) * 20000))
+    error = drawn.std(0) / 20000**0.5
+    assert (error < 0.06 * exact.abs().max()).all()
+    assert ((drawn.mean(0) - exact).abs() < 4 * error).all()
+
+
+def test_sampled_labels_are_outcomes_that_add_up_to_one() -> None:
+    method = methods.online_dpo(label="sampled", responses=4)
+    learner = learn(method, START, LOG_MU, 1.0, exact=False)
+    feed = Rows(tuple(map(str, range(2000))), (0,) * 2000)
+    rows = method.collect(Context(learner.roles, feed, (PreferenceTable(torch.as_tensor(P5)),), key=Key.of(3)))
+    off = ~torch.eye(4, dtype=torch.bool)
+    assert set(rows.beats[:, off].unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(rows.beats + rows.beats.mT, torch.ones_like(rows.beats))
+    some = method.collect(Context(learner.roles, feed.take([7, 2]), (PreferenceTable(torch.as_tensor(P5)),), key=Key.of(3)))
+    assert torch.equal(some.beats, rows.beats[[7, 2]])
+
+
+# --- hypo -----------------------------------------------------------------------------------------------------------
+
+MU3 = np.log(np.array([[0.473, 0.090, 0.437]]))
+
+
+def one_pair(p: float = 0.8) -> Rows:
+    """Responses 0 and 1, the first preferred with probability p."""
+    return Rows(("pair",), (0,), TableResponses(torch.tensor([[0, 1]])), ranked=True, prefer=torch.tensor([p], dtype=torch.float64))
+
+
+def kl(log_a: Array, log_b: Array) -> float:
+    return float((np.exp(log_a) * (log_a - log_b)).sum())
+
+
+def test_a_step_of_hypo_is_that_of_dpo_and_of_the_whole_divergence() -> None:
+    """d KL / d theta = p (r - E_p r), r = log p - log mu; a pair's slope is beta (sigmoid(beta g) - P)."""
+    learner = learn(methods.hypo(0.3, lam=0.7), START, LOG_MU, 0.5)
+    play(learner, P5, feed=one_pair())
+    log = normalised(START[0])
+    p, r = np.exp(log), log - normalised(LOG_MU[0])
+    pair = 0.3 * (sigmoid(0.3 * (r[0] - r[1])) - 0.8) * np.array([1.0, -1, 0, 0, 0])
+    expected = START[0] - 0.5 * (pair + 0.7 * p * (r - p @ r))
+    np.testing.assert_allclose(log_p(learner)[0], normalised(expected), rtol=0, atol=1e-12)
+
+
+def test_sampled_gradients_of_hypo_are_the_exact_one_in_expectation() -> None:
+    method, rows = methods.hypo(0.3, lam=0.7, responses=3), one_pair()
+    exact = per_row(method, True, rows)[0]
+    many = rows.take([0] * 20000).replace(id=tuple(map(str, range(20000))))
+    drawn = per_row(method, False, many)
+    error = drawn.std(0) / 20000**0.5
+    assert (error < 0.06 * exact.abs().max()).all()
+    assert ((drawn.mean(0) - exact).abs() <= 4 * error + 1e-12).all()
+
+
+def ends(method: Method, lr: float, steps: int) -> Array:
+    learner: GradientLearner = learn(method, MU3, MU3, lr)
+    for number in range(steps):
+        play(learner, np.full((3, 3), 0.5), number, one_pair())
+    return log_p(learner)[0]
+
+
+def test_hypo_keeps_the_reference_where_no_pair_looks() -> None:
+    """mu (.473, .090, .437), pairs of 0 and 1 alone: dpo ends with pi(2) = .0009, hypo with 0 and 2 in the reference's ratio.
+
+    dpo: the gap of logits 0 and 1 grows by logit(.8) / .1 = 13.86, half of it each, while logit 2 stands still.
+    """
+    alone, kept = ends(methods.dpo(0.1), 100.0, 600), ends(methods.hypo(0.1, lam=0.01), 20.0, 2000)
+    np.testing.assert_allclose(np.exp(alone)[2], 0.0009, atol=5e-5)
+    np.testing.assert_allclose(np.exp(kept), (0.520, 0.000, 0.480), atol=5e-4)
+    np.testing.assert_allclose(kept[0] - kept[2], MU3[0, 0] - MU3[0, 2], atol=1e-3)
+    np.testing.assert_allclose([kl(alone, MU3[0]), kl(kept, MU3[0])], [0.742, 0.094], atol=1e-3)
+
+
+def test_a_strong_online_term_holds_hypo_at_the_reference() -> None:
+    """The distance falls as 1 / lam: the pair's slope is at most beta / 2."""
+    apart = [np.abs(ends(methods.hypo(0.1, lam=lam), 1.0 / lam, 400) - MU3[0]).max() for lam in (1.0, 10.0, 100.0)]
+    assert apart[0] > 8 * apart[1] > 60 * apart[2] > 0
