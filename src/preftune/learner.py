@@ -7,7 +7,6 @@ whose prompts are independent problems (games) sum over problems instead: the qu
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -77,14 +76,14 @@ class GradientLearner:
     def snapshot(self) -> dict[str, Any]:
         return {
             "policy": self.policy.state(),
-            "optimiser": copy.deepcopy(self.optimiser.state_dict()),
+            "optimiser": _copied(self.optimiser.state_dict()),
             "steps": self.steps,
             "running": {name: tensor.clone() for name, tensor in self.running.items()},
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.policy.load(snapshot["policy"])
-        self.optimiser.load_state_dict(copy.deepcopy(snapshot["optimiser"]))
+        self.optimiser.load_state_dict(_copied(snapshot["optimiser"]))
         self.steps = snapshot["steps"]
         self.running = {name: tensor.clone() for name, tensor in snapshot["running"].items()}
 
@@ -227,6 +226,15 @@ class GradientLearner:
             if not finite:
                 found.append(rows.id[i])
         return found or list(rows.id)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with moments of its own, which no later step writes into."""
+    moments = {
+        i: {name: value.clone() if isinstance(value, Tensor) else value for name, value in slot.items()}
+        for i, slot in state["state"].items()
+    }
+    return {"state": moments, "param_groups": [dict(group) for group in state["param_groups"]]}
 
 
 def _weighted(rows: Rows, loss: Loss) -> Tensor:

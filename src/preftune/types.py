@@ -343,7 +343,6 @@ class Judge(Protocol):
         """P(a beats b) in [0, 1]: [B, K, M] for a [B, K] and b [B, M]."""
 
 
-@runtime_checkable
 class AveragingJudge(Judge, Protocol):
     """A judge that can average over an opponent's law faster than pair by pair."""
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..types import AveragingJudge, Judge, Key, PreftuneError, Rows
+from ..types import Judge, Key, PreftuneError, Rows
 
 
 def winrate(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
     """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution."""
-    if isinstance(judge, AveragingJudge):
-        beats = judge.winrate(rows, y, z, key)
+    average = getattr(judge, "winrate", None)  # AveragingJudge; asking for the protocol costs as much as a small game
+    if average is not None:
+        beats: Tensor = average(rows, y, z, key)
     else:
         each = judge.prefer(rows, y, z, key)
         beats = each.mean(-1) if z.law is None else (each * z.law.to(each)[:, None, :]).sum(-1)

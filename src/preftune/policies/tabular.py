@@ -77,6 +77,7 @@ class TabularPolicy:
         self.exact = exact
         self.games = len(logits)
         self.heads: dict[str, Tensor] = {}
+        self.known: Tensor | None = None  # log-probabilities [G, n] of a frozen copy, once it was asked
 
     def rows(self, names: Sequence[str] | None = None) -> Rows:
         """One row per game without responses: the feed of a self-play method."""
@@ -85,12 +86,18 @@ class TabularPolicy:
 
     def probabilities(self) -> Tensor:
         """float64 [G, n], without gradient."""
-        return self.logits.detach().softmax(dim=1)
+        return self.logits.detach().log_softmax(dim=1).exp()
 
     def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
         if not temperature > 0:
             raise PreftuneError(f"temperature is {temperature}, needed a number above 0; inf draws uniformly")
-        law = (self.logits.detach()[games_of(rows)] / temperature).softmax(dim=1)
+        games = games_of(rows)
+        if temperature == math.inf:
+            law = torch.full((len(games), self.logits.shape[1]), 1 / self.logits.shape[1], dtype=torch.float64)
+        elif temperature == 1.0:
+            law = self.log_law(games).detach().exp()
+        else:
+            law = (self.logits.detach()[games] / temperature).softmax(dim=1)
         if self.exact:
             return TableResponses(torch.arange(law.shape[1]).expand_as(law), law)
         draws = torch.from_numpy(key.uniform(rows.id, n))
@@ -103,7 +110,7 @@ class TabularPolicy:
             raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
         games = games_of(rows)[:, None] if rows.prompts is None else _numbers(tuple(map(tuple, rows.prompts)))
         if rows.prompts is None:
-            law = self.logits[games[:, 0]].log_softmax(dim=1)
+            law = self.log_law(games[:, 0])
             logp = law.gather(1, rows.response.index)
         else:
             law = self.logits[games].log_softmax(dim=2)  # [B, K, n]
@@ -116,6 +123,14 @@ class TabularPolicy:
             segment_logp=logp[:, :, None] if "segments" in wants else None,
             collision=(2 * law.detach()).logsumexp(-1).reshape(len(rows), -1).expand_as(logp) if "collision" in wants else None,
         )
+
+    def log_law(self, games: Tensor) -> Tensor:
+        """log-probabilities [B, n] of all responses."""
+        if self.logits.requires_grad:
+            return self.logits[games].log_softmax(dim=1)
+        if self.known is None:
+            self.known = self.logits.log_softmax(dim=1)
+        return self.known[games]
 
     def attach(self, heads: Mapping[str, Head], key: Key) -> None:
         for name, head in heads.items():
@@ -166,6 +181,7 @@ class TabularPolicy:
         return {"logits": self.logits.detach().clone()} | {f"heads.{name}": table.detach().clone() for name, table in self.heads.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
+        self.known = None
         self.logits.data.copy_(state["logits"])
         for name, table in self.heads.items():
             table.data.copy_(state[f"heads.{name}"])
