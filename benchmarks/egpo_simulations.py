@@ -123,7 +123,163 @@ class Network:
         self.exact = exact
 
     @classmethod
-    def drawn(
+    def drawn(cls, n: int, layers: int, width: int, seed: int, *, exact: bool) -> Network:
+        """Xavier's normal matrices, no biases, normal inputs."""
+        draw = numpy.random.default_rng(1 + seed).normal
+        weights = [torch.from_numpy(draw(size=(GAMES, width)))]
+        for out in [width] * (layers - 1) + [n]:
+            weights += [torch.from_numpy(draw(size=(out, width))) * math.sqrt(2 / (width + out)), torch.zeros(out, dtype=torch.float64)]
+        return cls(weights, exact=exact)
+
+    def logits(self) -> Tensor:
+        """[G, n]."""
+        x, *layers = self.weights
+        for i, (matrix, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+            x = torch.nn.functional.linear(x if i == 0 else torch.relu(x), matrix, bias)
+        return x
+
+    def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
+        law = (self.logits().detach() / temperature).softmax(1)
+        game, count = numbers(tuple(rows.prompt)), law.shape[1]
+        if self.exact:
+            return TableResponses(torch.arange(count).expand(len(rows), count), law[game])
+        draws = torch.rand(len(rows), n, generator=torch.Generator().manual_seed(key.seed), dtype=torch.float64)
+        if math.isinf(temperature):
+            return TableResponses((draws * count).long())
+        return TableResponses(torch.searchsorted(law.cumsum(1)[game], draws, right=True).clamp(max=count - 1))
+
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        if wants or rows.prompts is not None:
+            raise PreftuneError("these games have single responses to one prompt; needed a method that reads no more than that")
+        logp = self.logits().log_softmax(1)[numbers(tuple(rows.prompt))[:, None], rows.response.index]
+        return Scored(rows, logp, length=torch.ones_like(logp))
+
+    def attach(self, heads: Mapping[str, Head], key: Key) -> None:
+        if heads:
+            raise PreftuneError("these games have no hidden states for heads to read; needed a method without heads")
+
+    def copy(self) -> Network:
+        return self._frozen(self.weights)
+
+    reference = copy
+
+    def lerp(self, other: Network, w: float) -> Network:
+        return self._frozen([a.detach().lerp(b.detach(), w) for a, b in zip(self.weights, other.weights, strict=True)])
+
+    def mix(self, other: Network, w: float) -> Network:
+        return self._frozen([self.logits().detach().lerp(other.logits().detach(), w)])  # a table: normalisers cancel
+
+    def _frozen(self, weights: Sequence[Tensor]) -> Network:
+        frozen = Network(weights, exact=self.exact)
+        for weight in frozen.weights:
+            weight.requires_grad_(False)
+        return frozen
+
+    def revise(self, rows: Rows) -> Any:
+        raise PreftuneError("these games have no drafts; needed a method that does not revise")
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.weights)
+
+    def unpack(self, packed: dict[str, Tensor]) -> TableResponses:
+        return TableResponses(**packed)
+
+    def state(self) -> dict[str, Tensor]:
+        return {str(i): weight.detach().clone() for i, weight in enumerate(self.weights)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for i, weight in enumerate(self.weights):
+            weight.data.copy_(state[str(i)])
+
+
+# --- the methods ------------------------------------------------------------------------------------------------------
+
+
+def methods(beta: float, lr: float, n: int) -> dict[str, Method]:
+    """The five of the paper. The authors mix 2 lr / n of the reference into Nash-MD's opponent, half of eta beta."""
+    mixture = 2 * lr / n
+    return {
+        "OIPO1": online_ipo(tau=beta, pairs="uniform"),
+        "OIPO2": online_ipo(tau=beta, pairs="policy"),
+        "Nash-MD": nash_md(tau=beta, mixture=mixture),
+        "Nash-MD-PG": nash_md_pg(tau=beta, mixture=mixture),
+        "EGPO": egpo(beta=beta),
+    }
+
+
+# The same as steps in closed form: logits [..., n] in, logits out. eta is that of mirror descent, 4 lr / (n beta).
+
+
+def _winrate(P: Tensor, logits: Tensor) -> Tensor:
+    return (P @ logits.softmax(-1).unsqueeze(-1)).squeeze(-1)
+
+
+def mixed_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Any, beta: float, *, share: float) -> Tensor:
+    """Nash-MD with `share` of its mixing weight eta beta; share = 1 is `nash_md_step`."""
+    away = eta * beta
+    return (1 - away) * theta + away * log_mu + eta * _winrate(P, theta.lerp(log_mu + 0 * theta, share * away + 0 * theta))
+
+
+def gradient_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Any, beta: float, *, mixture: Any = 0.0) -> Tensor:
+    """theta + eta n p (c - E_p c),  c = P q - beta log(p / mu),  q the mixture p^(1 - w) mu^w.
+
+    w = 0 is online IPO on pairs of the policy, an ascent of p that a table's softmax slows by the factor n p; with w > 0 it is
+    Nash-MD-PG, whose own lr is eta n: the authors' common lr is a step 4 / beta times smaller for it than for the others.
+    """
+    p = theta.softmax(-1)
+    gain = _winrate(P, (1 - mixture) * theta + mixture * log_mu) - beta * (theta - log_mu)
+    return theta + eta * theta.shape[-1] * p * (gain - (p * gain).sum(-1, keepdim=True))
+
+
+Step = Callable[..., Tensor]
+
+
+def published_steps(beta: float, lr: float, n: int) -> dict[str, tuple[Step, float]]:
+    """Name -> step and its eta at the authors' learning rate."""
+    eta = 4 * lr / (n * beta)
+    return {
+        "OIPO1": (mirror_descent_step, eta),
+        "OIPO2": (gradient_step, eta),
+        "Nash-MD": (partial(mixed_step, share=0.5), eta),
+        "Nash-MD-PG": (partial(gradient_step, mixture=2 * lr / n), lr / n),
+        "EGPO": (extragradient_step, eta),
+    }
+
+
+# And over draws, in numpy: [G, m, K] responses and win rates of m rows for each game.
+
+Floats = numpy.ndarray
+
+
+def squared_gradient(theta: Floats, log_mu: Floats, y: Floats, winrate: Floats, beta: float) -> Floats:
+    """Of the mean over rows of (u(y) - u(y'))^2, u = log p / mu - winrate / beta: 2 (u(y) - u(y')) (e_y - e_y')."""
+    u = numpy.take_along_axis((theta - log_mu)[:, None], y, 2) - winrate / beta
+    pull = 2 * (u[:, :, 0] - u[:, :, 1]) / y.shape[1]
+    return at_responses(theta, y[:, :, 0], pull) - at_responses(theta, y[:, :, 1], pull)
+
+
+def score_gradient(theta: Floats, log_mu: Floats, y: Floats, winrate: Floats, beta: float) -> Floats:
+    """Of the mean over rows of -c(y) log p(y), c = winrate - 1/2 - beta log p / mu a constant: -c (e_y - p)."""
+    p, mu = law(theta), law(log_mu)
+    gain = (winrate - 0.5 - beta * numpy.take_along_axis(numpy.log(p / mu)[:, None], y, 2))[:, :, 0] / y.shape[1]
+    return gain.sum(1, keepdims=True) * p - at_responses(theta, y[:, :, 0], gain)
+
+
+def at_responses(theta: Floats, y: Floats, weight: Floats) -> Floats:
+    """sum_m weight_m e_y_m, [G, n]."""
+    games, n = theta.shape
+    return numpy.bincount((y + n * numpy.arange(games)[:, None]).ravel(), weight.ravel(), games * n).reshape(games, n)
+
+
+def law(theta: Floats) -> Floats:
+    p = numpy.exp(theta - theta.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+GRADIENTS: dict[str, Callable[..., Floats]] = dict.fromkeys(CALLS, squared_gradient) | {"Nash-MD-PG": score_gradient}
+
+
+def drawn(
     name: str, lr: float, logits: Tensor, P: Tensor, beta: float, steps: int, seed: int, at: Iterable[int], mixture: float
 ) -> list[list[float]]:
     """The gaps [G] of SGD on PAIRS rows a step and game, drawn as the collectors draw: the composition with other random numbers."""
