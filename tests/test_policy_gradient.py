@@ -28,7 +28,7 @@ from preftune.log import Log
 from preftune.objectives import policy_gradient as pg
 from preftune.policies.tabular import TableResponses, TabularPolicy
 from preftune.reference import soft
-from preftune.types import Context, Key, Method, Objective, PreftuneError, Rows, Scored
+from preftune.types import Context, Key, Loss, Method, Objective, PreftuneError, Rows, Scored
 from test_methods_on_tables import RPS, learn, log_p, normalised, play, random_game, softmax
 from vector_rows import VECTORS
 
@@ -195,7 +195,8 @@ def expected_gradient(objective: Objective, k: int, labels: Callable[[Rows, Tabl
     response = TableResponses(draws)
     rows = Rows(tuple(map(str, range(len(draws)))), (0,) * len(draws), response)
     rows = rows.replace(**labels(rows, response))
-    s = replace(policy.score(rows, ("segments",)), ref_logp=TabularPolicy(mu).score(rows).logp)
+    reference = TabularPolicy(mu).score(rows).logp
+    s = replace(policy.score(rows, ("segments",)), ref_logp=reference, segment_ref_logp=reference[:, :, None])
     probability = policy.probabilities()[0][draws].prod(1)
     (found,) = torch.autograd.grad((probability * objective(s).row).sum(), policy.logits)
     return found[0], logits[0].log_softmax(0), mu[0].log_softmax(0)
@@ -238,6 +239,12 @@ def test_the_kl_term_is_exact_in_expectation_and_the_mean_log_ratio_is_no_pull_a
     close(naive, torch.zeros(3, dtype=torch.float64))
 
 
+def test_the_kl_in_grpos_loss_pulls_like_the_kl_from_the_reference_to_the_policy() -> None:
+    """E_p[grad (e^-x - 1 + x)] = E_p[(1 - mu / p) grad log p] = -E_mu[grad log p] = p - mu: the gradient of KL(mu || p)."""
+    found, log_pi, log_mu = expected_gradient(lambda s: Loss(pg.k3(s)[:, 0, 0]), 1, given_reward)
+    close(found, log_pi.exp() - log_mu.exp())
+
+
 @pytest.mark.parametrize("objective", [partial(pg.rloo, beta=BETA), partial(pg.copg, beta=BETA)], ids=["rloo", "copg"])
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_wins_over_the_other_draws_are_unbiased_if_a_draw_counts_itself(objective: Objective, k: int) -> None:
@@ -259,8 +266,7 @@ def test_ppos_baseline_is_unbiased_whatever_the_head_says(k: int) -> None:
     ppo = partial(pg.ppo, beta=BETA, whiten=False, value_weight=0.0, lam=0.3)
 
     def with_head(s: Scored) -> Any:
-        segments = {"segment_logp": s.logp[:, :, None], "segment_ref_logp": s.ref_logp[:, :, None]}
-        return ppo(replace(s, heads={"value": head[s.rows.response.index][:, :, None]}, **segments))
+        return ppo(replace(s, heads={"value": head[s.rows.response.index][:, :, None]}))
 
     found, log_pi, log_mu = expected_gradient(with_head, k, given_reward)
     close(found, descent(REWARD, BETA, log_pi, log_mu))
@@ -301,6 +307,13 @@ def test_whitened_ppo_does_not_settle_and_plain_ppo_does() -> None:
     best = rlhf_optimum(REWARDS, LOG_MU, 0.5)
     gap = lambda whiten: float((bandit(methods.ppo(kl_coef=0.5, whiten=whiten), 4.0, 400) - best).abs().max())
     assert gap(False) < 1e-10 and gap(True) > 1e-3
+
+
+def test_grpo_with_its_kl_ends_at_another_law_than_the_tilted_reference() -> None:
+    """p (R - E_p R) = beta (p - mu):   p = beta mu / (beta - R + E_p R), the optimum of E_p R - beta KL(mu || p)."""
+    p, mu = bandit(methods.grpo(beta=0.5, scale_rewards="none"), 4.0, 400)[0].exp(), LOG_MU[0].softmax(0)
+    close(p, 0.5 * mu / (0.5 - REWARDS[0] + p @ REWARDS[0]), atol=1e-10)
+    assert (p - rlhf_optimum(REWARDS, LOG_MU, 0.5)[0].exp()).abs().max() > 0.05
 
 
 def test_grpo_goes_to_the_best_arm_at_a_pace_that_knows_no_unit_of_reward() -> None:

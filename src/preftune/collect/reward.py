@@ -19,7 +19,8 @@ Reward = Literal["score", "winrate"]
 def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, itself: bool = True, remember: bool = False) -> Rows:
     """`responses` of the current policy, every token a segment, with `score` [B, K].
 
-    reward     "score" asks the judge for it, "winrate" has the judge compare: see `wins`, also for `itself`; None takes scores where it has them
+    reward     "score" asks the judge for it, "winrate" has it compare; None asks for scores where the judge has them
+    itself     whether a draw's wins count itself, see `wins`
     remember   keeps in extra what the policy thinks of them now: old_logp [B, K, S], and old_value [B, K, 1] where it has a head
                "value". Needed where the same rows are descended on more than once
     """

@@ -18,7 +18,7 @@ def ppo(
     cliprange_value: float = 0.2,
     vf_coef: float = 0.1,
     gamma: float = 1.0,
-    lam: float = 0.95,
+    lam: float = 1.0,
     whiten: bool = True,
     responses: int = 2,
     reward: Reward | None = None,
@@ -26,10 +26,11 @@ def ppo(
 ) -> Method:
     """By rounds: the policy answers, then several epochs of clipped steps on these answers, with a value head for a baseline.
 
-    Names and defaults are those that TRL's PPOTrainer had, except responses: the value is the head's mean over a prompt's other
-    responses, since a head reads whole responses here, so there are two at least. The head trains with the policy and shares its
-    layers; it is dropped in the end. whiten=True divides advantages by their spread over the batch: near-ties become large, and on a
-    table the steps never shrink, where whiten=False reaches reference * exp(reward / kl_coef).
+    Names and defaults are those that TRL's PPOTrainer had, but for responses (1 there) and lam (0.95): heads read whole responses
+    here, so the value is the head's mean over a prompt's OTHER responses, the same for all tokens, and lam < 1 would but
+    discount the credit of early tokens. The head shares the policy's layers and is dropped in the end. whiten=True divides
+    advantages by their spread over the batch: near-ties become large, and on a table steps never shrink; whiten=False reaches
+    reference * exp(reward / kl_coef) there.
 
     collect_every="step" draws for every step: then the ratio is 1 and the clips idle. Without scores of the judge a response's
     reward is how often it beats the policy, see rloo.

@@ -18,10 +18,11 @@ def spo_minimax(beta: float = 0.05, responses: int = 4) -> Method:
     r_i = sum over j != i of P(y_i beats y_j) / (responses - 1), a constant; exact: r = P pi. The mean of r is 1/2 in every batch, and
     the policy gradient takes r_i - 1/2: a mean over the others' r, which hold their matches against y_i, would count each twice.
 
-    The theory is of the AVERAGE of the iterates of a no-regret learner without a reference (beta = 0): a minimax winner, at a rate of
-    1 / sqrt(steps). The last iterate circles where preferences are cyclic; beta > 0 pulls it towards the equilibrium
-    regularised by beta if steps are small. The paper leaves the learner open: the policy gradient, beta and responses are ours,
-    beta that of TRL's RLOO. Rewards are not divided by their spread, which blows up near-ties.
+    The theory is of the AVERAGE of the iterates of a no-regret learner without a reference (beta = 0), on a table theta + eta P pi
+    (Hedge): a minimax winner, at a rate of 1 / sqrt(steps). The last iterate circles where preferences are cyclic. The paper
+    leaves the learner open; here it is the policy gradient, which weighs that step by pi, and beta > 0, which pulls also the last
+    iterate to the equilibrium regularised by beta if steps are small. beta is that of TRL's RLOO, responses are ours. Rewards are
+    not divided by their spread, which blows up near-ties.
 
     Not sppo (Wu et al.), whose regression to win rates is by rounds; nor spo_degree.
     """

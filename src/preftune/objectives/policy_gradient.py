@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..numerics import not_negative, positive
 from ..types import Loss, PreftuneError, Scored, needs, needs_of
 from .pairwise import PULL
 
+T = TypeVar("T")
 Baseline = Literal["none", "leave_one_out"]
 Aggregation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
 Level = Literal["token", "sequence"]
@@ -84,15 +85,11 @@ def regularised_pg(s: Scored, *, beta: float = 0.1, baseline: Baseline = "none")
         raise PreftuneError("regularised_pg reads winrate, but the rows carry none; collect with a judge against an opponent")
     winrate = s.rows.winrate.to(s.logp)
     gain = winrate - 0.5 - beta * s.logratio.detach()
-    row = -mean(s, less(s, gain, baseline) * s.logp)
+    row = -mean(s, known("baseline", baseline, BASELINES)(s, gain) * s.logp)
     return Loss(row, {"winrate": mean(s, winrate), "kl": mean(s, s.logratio.detach())})
 
 
-def less(s: Scored, gain: Tensor, baseline: Baseline) -> Tensor:
-    """The gain [B, K] minus its baseline, no gradient."""
-    return known("baseline", baseline, BASELINES)(s, gain)  # type: ignore[no-any-return]
-
-
+# (rows, gains [B, K]) -> what a log-prob is multiplied by, without gradient
 BASELINES: dict[str, Callable[[Scored, Tensor], Tensor]] = {
     "none": lambda s, gain: torch.where(here(s) > 0, gain.detach(), 0.0),  # an absent response has no label: NaN
     "leave_one_out": lambda s, gain: without(s, gain.detach()),
@@ -199,8 +196,9 @@ def grpo(
     Reads   extra: old_logp [B, K, S], see `rloo`; advantage [B, K] or [B, K, S], where a collector has computed it
     Gives   count: tokens, for the mean over them. metrics: dead, 1 where all scores of a group are alike, so that A = 0
     Limits  rho = 1, beta = 0: REINFORCE with A. Two responses: A = +-0.707 whatever the gap of the scores
-    Not     the gradient of the KL: its estimate is differentiated here, which is another gradient than the KL inside the reward
-            gives (`rloo`, `ppo`) unless samples are of pi itself and pi = pi_ref. e^-x overflows far below the reference
+    Not     the reward less beta KL(pi || pi_ref): the estimate is differentiated here, and on fresh samples that is the gradient of
+            KL(pi_ref || pi), so that a bandit ends at pi_ref beta / (c - score); with the KL inside the reward (`rloo`, `ppo`) at the
+            tilted reference. e^-x overflows far below the reference
     Source  arXiv:2402.03300 eq. 3, 4; arXiv:2503.14476 (dapo), arXiv:2503.20783 (dr_grpo), arXiv:2507.18071 (sequence);
             names and defaults of TRL's GRPOTrainer
     """
@@ -230,7 +228,7 @@ def ppo(
     value_epsilon: float = 0.2,
     value_weight: float = 0.1,
     gamma: float = 1.0,
-    lam: float = 0.95,
+    lam: float = 1.0,
     whiten: bool = True,
 ) -> Loss:
     """Proximal policy optimisation over tokens t of responses (each segment is a token), the KL to the reference inside the reward.
@@ -242,9 +240,10 @@ def ppo(
             V is the head's mean over the prompt's OTHER responses, the same for all tokens: heads read whole responses, and a value
             that has seen the response it judges would be a biased baseline. So two or more responses are needed, or a law
     Gives   count: tokens. whiten: A is brought to mean 0 and variance 1 over the batch's tokens, so that rows depend on one another
-    Limits  rho = 1: REINFORCE with A. gamma = lam = 1, one token, no whitening: the gradient of -E[score] + beta KL, as `rloo`'s
-    Not     a value of each token's prefix, as TRL's PPOTrainer had. Whitening blows up tiny spreads, and hides the fixed point:
-            A never shrinks. gamma < 1 takes from early tokens the credit for the end
+    Limits  rho = 1: REINFORCE with A. gamma = lam = 1, no whitening: the gradient of -E[score] + beta KL, as `rloo`'s (over the
+            number of tokens where lengths are alike)
+    Not     a value of each token's prefix, as TRL's PPOTrainer had: with one value for all tokens lam < 1, like gamma < 1, takes from
+            early tokens the credit for the end. Whitening blows up tiny spreads, and hides the fixed point: A never shrinks
     Source  arXiv:1707.06347 eq. 7, 9 and 11; token rewards, whitening and defaults of TRL's PPOTrainer
     """
     not_negative("beta", beta, PULL)
@@ -252,7 +251,8 @@ def ppo(
     positive("value_epsilon", value_epsilon, "it clips how far the value moves from what it was")
     not_negative("value_weight", value_weight, "it weighs the value's loss")
     kl, score = mean(s, s.logratio.detach()), scores(s, "ppo")
-    assert s.segment_ref_logp is not None
+    if "value" not in s.heads or s.segment_ref_logp is None:
+        raise PreftuneError("ppo reads the head value and the reference's log-probs by segment; compose it as methods.ppo does")
     (logp, there), old = tokens(s), old_logp(s)
     value, old_value = (others(s, x) * there for x in (s.heads["value"], s.rows.extra.get("old_value", s.heads["value"].detach())))
     last = there * (1 - torch.cat([there[:, :, 1:], torch.zeros_like(there[:, :, :1])], 2))
@@ -389,6 +389,7 @@ AGGREGATIONS["bnpo"] = AGGREGATIONS["dapo"]  # the learner's mean is over the wh
 
 
 def length_of(longest: int | None, aggregation: Aggregation) -> int:
+    """The number that dr_grpo divides by; the others divide by none."""
     if aggregation == "dr_grpo" and not (longest and longest > 0):
         raise PreftuneError(f"longest is {longest} with aggregation='dr_grpo', needed the number of tokens that a response may have")
     return longest or 1
@@ -400,7 +401,7 @@ def reading_less(objective: partial[Loss], **fields: Any) -> partial[Loss]:
     return objective
 
 
-def known(name: str, value: str, table: Mapping[str, Any]) -> Any:
+def known(name: str, value: str, table: Mapping[str, T]) -> T:
     """The entry of that name."""
     if value not in table:
         raise PreftuneError(f"{name} is {value!r}, needed one of {', '.join(table)}")
