@@ -42,6 +42,12 @@ SHIPPED = {
     "vpo chosen": Facts(methods.vpo(calibration="chosen"), steady=False, apart=False),  # probed with weights on all columns
     "hypo": Facts(methods.hypo(), apart=False, smooth=False),  # its last columns are samples; value and gradient of a KL by two formulas
 }
+SHIPPED |= {
+    "ofs-dpo": Facts(methods.ofs_dpo(), steady=True, shift=True),
+    "ofs-dpo gap": Facts(methods.ofs_dpo(g="gap"), shift=True),
+    "zo-ranksgd": Facts(methods.zo_ranksgd()),
+    "egpo-optimistic": Facts(methods.egpo_optimistic(), shift=True, swap=True),
+}
 dpo5 = partial(pairwise.dpo, beta=0.5)
 online5 = partial(judged_pairs, beta=0.5)
 

@@ -9,7 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .types import Learner, Metrics, PreftuneError, Rows, RowsAgainst, Scored, Update
+from .numerics import not_negative, positive
+from .types import Key, Learner, Metrics, PreftuneError, Rows, RowsAgainst, Scored, Update
 
 
 def plain(learner: Learner, rows_against: RowsAgainst) -> Metrics:
@@ -34,6 +35,145 @@ def extragradient(learner: Learner, rows_against: RowsAgainst) -> Metrics:
 
 
 extragradient.redraws = True  # type: ignore[attr-defined]
+
+
+def optimistic(momentum: float = 1.0) -> Update:
+    """Extragradient at the price of one draw and one descent: the opponent is the policy extrapolated from where it came from.
+
+    opponent = theta_t + momentum (theta_t - theta_t-1);   theta_t+1 = step from theta_t against it
+
+    With momentum = 1 - eta beta it is `extragradient` whose half step reuses the win rates of the half step before: on a table
+    half_t = theta_t+1 of a step against the last opponent = theta_t + (1 - eta beta)(theta_t - theta_t-1). The fixed point is the
+    same, the Nash equilibrium of the regularised game; the largest stable step is about 1/sqrt(3) of extragradient's.
+
+    Keeps theta_t-1 in the role `previous`. A method's `reference` must leave it alone: it runs after the step, when theta_t is gone.
+    Limits  momentum = 0: `plain`; so is the first step
+    """
+    if not (0 <= momentum <= 1):
+        raise PreftuneError(f"momentum is {momentum}, needed 0 <= momentum <= 1: how far the opponent goes on; 1 - eta beta, 0 is plain")
+
+    def ahead(learner: Learner, rows_against: RowsAgainst) -> Metrics:
+        here = learner.policy.copy()
+        rows = rows_against(learner.roles["previous"].lerp(here, 1 + momentum))
+        told = learner.descend(rows)
+        learner.roles["previous"] = here
+        return told
+
+    return ahead
+
+
+def fast_slow(scale: float = 0.1) -> Update:
+    """Two learners of one architecture on the same rows, each against the other as it was before the step.
+
+    fast: descend with roles["twin"] = slow_t at the learning rate;   slow: descend with roles["twin"] = fast_t at scale times it
+
+    The learner's policy is the fast one; the slow one lives in `learner.twin`, with moments of its own, and starts as its copy.
+    Metrics of the slow one have "slow_" before their names.
+    Limits  scale = 0: the slow one stays where the fast one began
+    """
+    not_negative("scale", scale, "it is the slow learner's rate over the fast one's")
+
+    def both(learner: Learner, rows_against: RowsAgainst) -> Metrics:
+        rows, fast = rows_against(learner.policy), learner.policy.copy()
+        slow = learner.policy.copy()
+        learner.twin = learner.twin or learner.snapshot()
+        slow.load(learner.twin["policy"])
+        learner.roles["twin"] = slow
+        told = learner.descend(rows)
+        ahead = learner.snapshot()
+        learner.restore(learner.twin)
+        learner.roles["twin"] = fast
+        behind = learner.descend(rows, lr_scale=scale)
+        learner.twin = learner.snapshot()
+        learner.restore(ahead)
+        slow.load(learner.twin["policy"])
+        learner.roles["twin"] = slow
+        return {**told, **{f"slow_{name}": value for name, value in behind.items()}}
+
+    return both
+
+
+# --- without gradients ----------------------------------------------------------------------------------------------
+
+
+def ranking_weights(m: int, k: int) -> list[int]:
+    """How many of the others a candidate is known to beat, minus those that it is known to lose to, best first, of m of which k are ranked.
+
+    m - 1 - 2 r for rank r = 0 .. k - 1, -k for the rest; they add up to 0.
+    Not     the authors' code, whose m - 2 r adds up to k: a drift towards whatever was ranked
+    """
+    return [m - 1 - 2 * r for r in range(k)] + [-k] * (m - k)
+
+
+def rank_descent(
+    m: int = 8, k: int | None = None, mu: float = 0.05, eta: float = 0.05, line_search: int = 3, ratio: float = 0.5, seed: int = 0
+) -> Update:
+    """A step from ranks alone: m perturbed copies of the policy are ranked, better ones attract and worse ones repel (ZO-RankSGD).
+
+    direction = 1/|E| sum_i w_i xi_i,   xi_i ~ N(0, I) in all that trains,  w = `ranking_weights`,  |E| = k (k - 1) / 2 + k (m - k)
+
+    A candidate is better the less often the policy beats it: rows_against(policy + mu xi_i) gives win rates of the policy's responses
+    against the candidate's, and their mean gives its rank. Nothing but the order is used. k: how many of the best are ranked, all
+    by default.
+
+    line_search  0 takes the step eta; otherwise so many candidates eta ratio^s along the direction are ranked with the policy
+                 itself, and the best is taken: the policy stays where it is if none beats it
+
+    Not     with the direction averaged over steps that were refused, as in the authors' code
+    Source  arXiv:2303.03751
+    """
+    ranked = m if k is None else k
+    if m < 2 or not 1 <= ranked <= m or line_search < 0:
+        raise PreftuneError(
+            f"m is {m}, k {k} and line_search {line_search}, needed m >= 2, 1 <= k <= m and line_search >= 0: candidates, ranked, lengths"
+        )
+    positive("mu", mu, "it is how far candidates lie from the policy")
+    positive("eta", eta, "it is the step")
+    if not 0 < ratio < 1:
+        raise PreftuneError(f"ratio is {ratio}, needed 0 < ratio < 1: the line search shortens steps by it; 0.5 is the authors'")
+    edges = ranked * (ranked - 1) / 2 + ranked * (m - ranked)
+
+    def step(learner: Learner, rows_against: RowsAgainst) -> Metrics:
+        start = learner.snapshot()
+        here: dict[str, Tensor] = start["policy"]
+        key = Key.of(seed).fold("candidates", start["steps"])
+
+        def moved(along: dict[str, Tensor], far: float) -> dict[str, Tensor]:
+            return {name: value + far * along[name] for name, value in here.items()}
+
+        def beaten(state: dict[str, Tensor]) -> float:
+            """How often the policy beats this one."""
+            candidate = learner.policy.copy()
+            candidate.load(state)
+            return mean_winrate(rows_against(candidate))
+
+        clouds = [noise(here, key.fold(i)) for i in range(m)]
+        losses = [beaten(moved(xi, mu)) for xi in clouds]
+        order = sorted(range(m), key=losses.__getitem__)
+        weights = ranking_weights(m, ranked)
+        direction = {name: torch.stack([w * clouds[i][name] for w, i in zip(weights, order, strict=True)]).sum(0) / edges for name in here}
+        lengths = [0.0, *(eta * ratio**s for s in range(line_search))] if line_search else [eta]
+        asked = [beaten(moved(direction, far)) for far in lengths] if line_search else [0.0]
+        taken = lengths[asked.index(min(asked))]  # the first of equals, which is to stay
+        learner.place(moved(direction, taken))
+        norm = math.sqrt(sum(float(value.double().square().sum()) for value in direction.values()))
+        return {"loss": sum(losses) / m, "spread": max(losses) - min(losses), "grad_norm": norm, "step": taken}
+
+    step.redraws = True  # type: ignore[attr-defined]
+    return step
+
+
+def noise(state: dict[str, Tensor], key: Key) -> dict[str, Tensor]:
+    """A standard normal number for every one of the state, by its tensor's name."""
+    return {name: torch.from_numpy(key.fold(name).numpy().standard_normal(tuple(value.shape))).to(value) for name, value in state.items()}
+
+
+def mean_winrate(rows: Rows) -> float:
+    """The mean over prompts of the win rate of the responses, over their law where they enumerate one."""
+    if rows.winrate is None:
+        raise PreftuneError("candidates are ranked by win rates, but the rows carry none; collect with a judge against an opponent")
+    each = rows.winrate.mean(1) if rows.law is None else (rows.law * rows.winrate).sum(1)
+    return float(each.mean())
 
 
 # --- against an adversary who moves the prompts ---------------------------------------------------------------------

@@ -47,8 +47,10 @@ from .nash_md import nash_md
 from .nash_md_pg import nash_md_pg
 from .nca import nca
 from .odpo import odpo
+from .ofs_dpo import ofs_dpo
 from .online_dpo import online_dpo
 from .online_ipo import online_ipo
+from .optimistic_egpo import egpo_optimistic
 from .orpo import orpo
 from .osp import osp
 from .pair_logistic import pair_hinge, pair_logistic
@@ -72,6 +74,7 @@ from .triple_po import triple_po
 from .vpo import vpo
 from .wpo import wpo
 from .xpo import xpo
+from .zo_ranksgd import zo_ranksgd
 
 METHODS: dict[str, Callable[..., Method]] = {
     # likelihood alone
@@ -137,6 +140,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     # self-play against a judge
     "online-ipo": online_ipo,
     "egpo": egpo,
+    "egpo-optimistic": egpo_optimistic,
     "ipo-md": ipo_md,
     "nash-md": nash_md,
     "nash-md-pg": nash_md_pg,
@@ -148,6 +152,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "xpo": xpo,
     "vpo": vpo,
     "hypo": hypo,
+    "ofs-dpo": ofs_dpo,
+    "zo-ranksgd": zo_ranksgd,
     # rewards: policy gradients and regression
     "ppo": ppo,
     "grpo": grpo,
