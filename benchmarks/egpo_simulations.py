@@ -85,7 +85,7 @@ SETTINGS = (
     Setting("neural, exact, beta .01", 1e-2, 10_000, 3e-3, n=100, neural=True),
     Setting("neural, sampled, beta .1", 1e-1, 20_000, 1e-3, n=100, neural=True, exact=False),
 )
-RATES = ((SETTINGS[4], 10_000, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (SETTINGS[3], 20_000, (2e-4, 1e-3, 5e-3, 2.5e-2)))  # calls, a grid
+RATES = ((SETTINGS[4], 4_000, (1e-3, 3e-3, 1e-2, 3e-2)), (SETTINGS[3], 20_000, (2e-4, 1e-3, 5e-3, 2.5e-2)))  # calls, a grid
 
 
 # --- the games --------------------------------------------------------------------------------------------------------
