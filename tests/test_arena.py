@@ -114,7 +114,7 @@ def test_the_path_is_kept_for_three_responses() -> None:
 
 def test_offline_methods_see_every_pair_as_before() -> None:
     """DPO on Bradley-Terry labels ends at the optimum of their rewards, and asks no judge."""
-    found = play("dpo", game="bt10", beta=1.0, eta=4.0, steps=2000)
+    found = play("dpo", game="bt10", beta=1.0, eta=4.0, steps=500)
     best = rlhf_optimum(torch.from_numpy(np.random.default_rng(0).normal(size=10)), reference_logits(10), 1.0)
     assert found.calls[-1] == 0
     torch.testing.assert_close(torch.tensor(found.policy, dtype=torch.float64).log(), best.log_softmax(0), rtol=0, atol=1e-6)
