@@ -82,8 +82,13 @@ def solve(
     mu = torch.full((len(names),), 1 / len(names), dtype=torch.float64) if reference is None else _reference(reference, names)
     lottery = nash(P)
     unique = only_equilibrium(P, lottery)
-    small, drawn = len(names) <= MANY, wins is not None and bootstrap > 0
     strengths, warnings = _strengths(data)
+    small, whole = len(names) <= MANY, wins is not None and not ((wins + wins.mT) % 1).any()
+    drawn = bootstrap > 0 and whole
+    if wins is not None and not whole:
+        warnings.append("the comparisons of some pair are no whole number, so there is no test and there are no intervals")
+    if drawn and not small:
+        warnings.append(f"there are no intervals: they take a linear program a draw, which is left out beyond {MANY} items")
     seen = P if wins is None else (wins > wins.mT).double() + 0.5 * (wins == wins.mT)  # majorities
     turns, triples = (round(float(number)) for number in circles(seen))
     spread = lottery_draws(wins, data.smoothing, draws=bootstrap, seed=seed) if wins is not None and drawn and small else None
@@ -169,7 +174,7 @@ def _disagreements(found: Solution) -> list[str]:
         free = [] if found.range is None else [f"{n} {a:.3g} to {b:.3g}" for n, (a, b) in zip(names, found.range) if b - a > NOTHING]
         said.append("the lottery is one of several equilibria" + (f"; weights can be: {some(free)}" if free else ""))
     if found.never:
-        said.append(f"{len(found.never)} pairs were never compared and count as ties: {some([f'{a} and {b}' for a, b in found.never])}")
+        said.append(f"pairs never compared, which count as ties: {some([f'{a} and {b}' for a, b in found.never])}")
     return said
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Json
-from .output import number, print_json, print_list, print_table
+from .output import print_json, print_list, print_table
 
 if TYPE_CHECKING:
     from ..solving import Solution
@@ -60,10 +60,13 @@ def tell(found: Solution) -> None:
     print(f"circular triples: {found.circles} of {found.triples} without a tie{share}")
     if found.test:
         test = found.test
-        print(
-            f"under Bradley-Terry: {number(test.circles_expected)} circles on average, as many as here with p = {number(test.p_circles)}\n"
-            f"its deviance: {number(test.deviance)} on {test.degrees} degrees of freedom, as large with p = {number(test.p_deviance)}"
-        )
+        print(f"\nnoise of Bradley-Terry, {test.draws} draws with as many comparisons of every pair:")
+        rows = [
+            ["circular triples", test.circles, f"{test.circles_expected:.3g} on average", test.p_circles],
+            ["strength of the circles", test.strength, "", test.p_strength],
+            ["deviance", test.deviance, f"{test.degrees} degrees of freedom", test.p_deviance],
+        ]
+        print_table(["", "here", "under Bradley-Terry", "p"], rows)
     if found.warnings:
         print()
         print_list("warning", found.warnings)

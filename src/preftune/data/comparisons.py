@@ -39,8 +39,8 @@ OUTCOMES = ("winner", "preferred")
 WINS = ("wins_a", "wins_b", "ties")
 TIES = ("tie", "draw", "tie (bothbad)")
 LAYOUTS = (
-    "winner, loser[, count]; a, b, winner[, count] (also left and right, item_a and item_b, model_a and model_b; also preferred); "
-    "item_a, item_b, wins_a, wins_b[, ties]"
+    "winner and loser (and count), or two items and who won: a, b and winner (and count), or two items and their wins: item_a, item_b, "
+    "wins_a and wins_b (and ties); the items' columns may also be left and right or model_a and model_b, the winner's preferred"
 )
 
 
@@ -242,15 +242,17 @@ def _wins(one: str, other: str) -> Callable[[Row, str], Result]:
 
 
 def _outcome(one: str, other: str, outcome: str) -> Callable[[Row, str], Result]:
+    sides = [] if one == "a" else [(one, 1.0), (other, 0.0)]  # where the columns are a and b the winner stands by its name
+    named = lambda *items: ", ".join(map(repr, (*items, *(word for word, _ in sides))))
+
     def read(row: Row, where: str) -> Result:
         a, b, won = _item(row, one, where), _item(row, other, where), _item(row, outcome, where)
-        words = [(a, 1.0), (b, 0.0), (one, 1.0), (other, 0.0), *((tie, 0.5) for tie in TIES)]
-        shares = {share for word, share in words if word == won or (word not in (a, b) and word == won.lower())}
+        own = [(a, 1.0), (b, 0.0)]  # items have the case that they have
+        words = [*sides, *((tie, 0.5) for tie in TIES)]
+        shares = {share for word, share in own if word == won} | {share for word, share in words if word == won.lower()}
         if len(shares) != 1:
             found = "which could mean two results" if shares else "which is neither of the two"
-            raise PreftuneError(
-                f"{where}, column {outcome!r}: found {won!r}, {found}, needed {a!r}, {b!r}, {one!r}, {other!r} or 'tie'; correct it"
-            )
+            raise PreftuneError(f"{where}, column {outcome!r}: found {won!r}, {found}, needed {named(a, b)} or 'tie'; correct it")
         share, count = shares.pop(), _count(row, "count", where, 1.0)
         return a, b, share * count, (1 - share) * count
 
@@ -267,9 +269,11 @@ def _item(row: Row, column: str, where: str) -> str:
 def _count(row: Row, column: str, where: str, default: float | None = None) -> float:
     if column not in row and default is not None:
         return default
-    value = _number(row.get(column), f"{where}, column {column!r}", False)
+    value = _number(row.get(column), f"{where}, column {column!r}", True)
     if value is None or value < 0:
-        raise PreftuneError(f"{where}, column {column!r}: found {row.get(column)}, needed a count of at least 0; correct the cell")
+        raise PreftuneError(
+            f"{where}, column {column!r}: found {row.get(column) or 'an empty cell'}, needed a number of at least 0; correct it"
+        )
     return value
 
 
@@ -277,9 +281,7 @@ def pair_list(rows: Iterable[tuple[str, Row]], columns: Sequence[str], smoothing
     """Rows of a pair list, each with its place in the file, added up; items stand in the order in which they first appear."""
     read = layout(columns)
     if read is None:
-        raise PreftuneError(
-            f"{source}: found the columns {some(list(columns))}, needed exactly {LAYOUTS}; rename the columns and leave others out"
-        )
+        raise PreftuneError(f"{source}: found the columns {some(list(columns))}, needed {LAYOUTS}; leave other columns out")
     place: dict[str, int] = {}
     total: defaultdict[tuple[int, int], float] = defaultdict(float)
     for where, row in rows:
@@ -357,10 +359,10 @@ def as_rows(lines: Iterable[tuple[str, list[str]]], columns: Sequence[str]) -> I
 
 def square(at: str, top: list[str], lines: list[tuple[str, list[str]]], format: str | None, smoothing: float, name: str) -> Comparisons:
     """A table with names in the first row and column, in the first row alone, or without any."""
-    if all(numeric(cell) for cell in top) and len(top) == len(lines) + 1:
+    if top[0].strip() and all(numeric(cell) for cell in top) and len(top) == len(lines) + 1:
         return table([top, *(cells for _, cells in lines)], None, format, smoothing, name)
     names = [cell.strip() for cell in top]
-    named = len(lines) == len(names) - 1 or any(len(cells) == len(names) and cells[0].strip() in names[1:] for _, cells in lines[:1])
+    named = any(cells[0].strip() in names[1:] for _, cells in lines)
     if named:
         names = names[1:]
         rows = {}
@@ -382,8 +384,8 @@ def square(at: str, top: list[str], lines: list[tuple[str, list[str]]], format: 
     if len(lines) == len(names) and all(len(cells) == len(names) for _, cells in lines):
         return table([cells for _, cells in lines], names, format, smoothing, name)
     raise PreftuneError(
-        f"{at}: found the columns {some(names)} and {len(lines)} rows, needed a square table with names, or a pair list with the columns "
-        f"{LAYOUTS}; rename the columns and leave others out"
+        f"{at}: found the columns {some(names)} and {len(lines)} rows, needed a square table with names, or a pair list: "
+        f"{LAYOUTS}; leave other columns out"
     )
 
 
@@ -450,9 +452,12 @@ def _objects(rows: Iterable[tuple[str, Any]], format: str | None, smoothing: flo
 
     def same() -> Iterator[tuple[str, Row]]:
         for where, row in chain([first], rows):
-            if (own := header(_object(where, row))) != columns:
-                raise PreftuneError(f"{where}: found the columns {some(own)}, needed {some(columns)} as in the first row; fill the row")
-            yield where, dict(zip(columns, row.values(), strict=True))
+            own = dict(zip(header(_object(where, row)), row.values(), strict=True))
+            if own.keys() != set(columns):
+                raise PreftuneError(
+                    f"{where}: found the columns {some(list(own))}, needed {some(columns)} as in the first row; fill the row"
+                )
+            yield where, own
 
     return pair_list(same(), columns, smoothing, name)
 

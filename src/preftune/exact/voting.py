@@ -68,7 +68,7 @@ def lottery_range(P: Tensor) -> Tensor:
         solved = linprog(c, A_ub=A, b_ub=np.full(n, 1e-12), A_eq=np.ones((1, n)), b_eq=np.ones(1), bounds=[(0, 1)] * n, method="highs")
         if solved.status != 0:
             raise PreftuneError(f"the linear program of a game of {n} responses ended with {solved.message!r}, needed an optimum; check P")
-        return float(solved.x[i])
+        return abs(float(solved.x[i]))
 
     return torch.tensor([[extreme(i, 1.0), extreme(i, -1.0)] for i in range(n)], dtype=torch.float64)
 
@@ -106,11 +106,7 @@ def bradley_terry_fit(wins: Tensor, start: Tensor | None = None) -> Tensor:
     N = wins + wins.mT
     v = torch.zeros_like(wins[..., 0]) + (0 if start is None else start)
     for _ in range(200):
-        win = bradley_terry(v)
-        weight = N * win * win.mT
-        degree = weight.sum(-1)
-        curvature = torch.diag_embed(degree) - weight + (degree.mean(-1) / wins.shape[-1])[..., None, None]  # invertible: v has mean 0
-        step, singular = torch.linalg.solve_ex(curvature, (wins - N * win).sum(-1))
+        step, singular = torch.linalg.solve_ex(_curvature(N, v), (wins - N * bradley_terry(v)).sum(-1))
         if singular.any() or not step.isfinite().all():
             break
         change = torch.where(N > 0, step.unsqueeze(-1) - step.unsqueeze(-2), 0.0).abs().amax((-1, -2)).unsqueeze(-1)
@@ -121,6 +117,24 @@ def bradley_terry_fit(wins: Tensor, start: Tensor | None = None) -> Tensor:
     raise PreftuneError(
         "the Bradley-Terry fit runs to infinity, needed comparisons that join all items, and no group that never loses; add to both sides"
     )
+
+
+def _curvature(N: Tensor, v: Tensor) -> Tensor:
+    """Minus the second derivative of the log-likelihood [..., n, n], made invertible on the constant vector, which v has none of."""
+    win = bradley_terry(v)
+    weight = N * win * win.mT
+    degree = weight.sum(-1)
+    return torch.diag_embed(degree) - weight + (degree.mean(-1) / v.shape[-1])[..., None, None]
+
+
+def shrunk(wins: Tensor, v: Tensor) -> Tensor:
+    """v [n] less the spread that estimation adds: sqrt(max(0, 1 - sum of the estimates' variances / sum v^2)) v.
+
+    Fitted strengths of equal items differ by noise, and draws from them have fewer circles than the data by nature.
+    """
+    variances = torch.linalg.inv(_curvature(wins + wins.mT, v)).diagonal() - 1 / _curvature(wins + wins.mT, v).sum()
+    spread = (v**2).sum()
+    return v * (1 - variances.sum() / spread).clamp(min=0).sqrt() if spread > 0 else v
 
 
 def deviance(wins: Tensor, v: Tensor) -> Tensor:
@@ -143,9 +157,20 @@ def circles(P: Tensor) -> tuple[Tensor, Tensor]:
     return ((B @ B) * B.mT).sum((-1, -2)) / 3, ((either @ either) * either.mT).sum((-1, -2)) / 6
 
 
+def circle_strength(wins: Tensor) -> Tensor:
+    """trace(Z^3) / 3, [...]: every circular triple of wins [..., n, n] with the product of its three majorities in standard errors.
+
+    Z_ij = max(0, (wins_ij - wins_ji) / sqrt(N_ij)), which is the excess over a coin flip in its standard error. Where all of them are 1
+    this is the number of circles: circles by a hair count for little, so that a real one stands out among them.
+    """
+    N = wins + wins.mT
+    Z = torch.where(N > 0, (wins - wins.mT) / N.sqrt(), 0.0).clamp(min=0)
+    return ((Z @ Z) * Z.mT).sum((-1, -2)) / 3
+
+
 @dataclass(frozen=True)
 class Intransitivity:
-    """Two statistics of the counts beside what they are when Bradley-Terry is true; p-values by parametric bootstrap."""
+    """Three statistics of the counts beside what they are when Bradley-Terry is true; p-values by parametric bootstrap."""
 
     deviance: float
     degrees: int  #              of freedom: compared pairs - (n - 1)
@@ -153,6 +178,8 @@ class Intransitivity:
     circles: int
     circles_expected: float  #   mean under Bradley-Terry
     p_circles: float  #          how often it makes as many
+    strength: float  #           of the circles, `circle_strength`
+    p_strength: float  #         how often Bradley-Terry makes them as strong
     draws: int
 
 
@@ -162,15 +189,18 @@ def intransitivity(wins: Tensor, v: Tensor, *, draws: int = 1000, seed: int = 0)
     Every draw has the same number of comparisons for every pair, from sigmoid(v_i - v_j), and a fit of its own.
     p = (1 + draws at least as extreme) / (1 + draws).
 
-    Not     a test that the best order has a circle: the deviance is also large where wins follow an order but not the logistic curve
-            and ties (half wins) are drawn as comparisons with a winner: more noise than the data have, so the test errs to the safe side
+    Limits  the strength answers to circles alone. The deviance is also large where wins follow an order but not the logistic curve. The
+            number has little power: items of equal strength make a quarter of their triples circular by chance
+    Not     valid where comparisons depend on each other (many by one person). Ties (half wins) are drawn as comparisons with a
+            winner: more noise than the data have, so that the test errs to the safe side
     """
     seen, (turns, _) = float(deviance(wins, _nudged_fit(wins, v))), circles(_frequencies(wins))
-    unexplained, turned = [], []
-    for drawn in _draws(wins, bradley_terry(v), draws, Key.of(seed).fold("bradley-terry")):
+    unexplained, turned, strengths = [], [], []
+    for drawn in _draws(wins, bradley_terry(shrunk(wins, v)), draws, Key.of(seed).fold("bradley-terry")):
         unexplained.append(deviance(drawn, _nudged_fit(drawn, v)))
         turned.append(circles(_frequencies(drawn))[0])
-    unexplained_all, turned_all = torch.cat(unexplained), torch.cat(turned)
+        strengths.append(circle_strength(drawn))
+    strength = float(circle_strength(wins))
 
     def share(extreme: Tensor) -> float:
         return (1 + int(extreme.sum())) / (1 + draws)
@@ -179,10 +209,12 @@ def intransitivity(wins: Tensor, v: Tensor, *, draws: int = 1000, seed: int = 0)
     return Intransitivity(
         deviance=seen,
         degrees=compared - (len(wins) - 1),
-        p_deviance=share(unexplained_all >= seen - 1e-6),
+        p_deviance=share(torch.cat(unexplained) >= seen - 1e-6),
         circles=round(float(turns)),
-        circles_expected=float(turned_all.mean()),
-        p_circles=share(turned_all >= turns),
+        circles_expected=float(torch.cat(turned).mean()),
+        p_circles=share(torch.cat(turned) >= turns),
+        strength=strength,
+        p_strength=share(torch.cat(strengths) >= strength - 1e-9),
         draws=draws,
     )
 
