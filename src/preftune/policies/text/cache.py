@@ -23,6 +23,7 @@ from .logprob import Measured, assemble, engine, pairs_of
 from .tokens import Shifted, Tokens, token_digest
 
 if TYPE_CHECKING:
+    from .mixture import TextMixture
     from .model import TextPolicy
 
 LIMIT = 2 << 30  # bytes
@@ -193,6 +194,14 @@ class CachedReference:
     def lerp(self, other: Any, w: float) -> TextPolicy:
         """A plain frozen policy with parameters (1 - w) * self + w * other."""
         return self.policy.lerp(other, w)
+
+    def mix(self, other: Any, w: float) -> TextMixture:
+        """As TextPolicy.mix; nothing of it is kept."""
+        return self.policy.mix(other, w)
+
+    def revise(self, rows: Rows) -> tuple[tuple[Tokens, ...], ...]:
+        """As TextPolicy.revise."""
+        return self.policy.revise(rows)
 
     def parameters(self) -> list[torch.Tensor]:
         """The policy's."""

@@ -13,12 +13,13 @@ from ...types import Key, PreftuneError, Rows
 from .tokens import Shifted, TextResponses, Tokens
 
 if TYPE_CHECKING:
+    from .mixture import TextMixture
     from .model import TextPolicy
 
 
 @torch.no_grad()
 def generate(
-    policy: TextPolicy,
+    policy: TextPolicy | TextMixture,
     rows: Rows,
     n: int,
     key: Key,
@@ -73,11 +74,11 @@ def prompt_chunks(lengths: Sequence[int], n: int, budget: int) -> list[list[int]
     return chunks
 
 
-def draw(policy: TextPolicy, prompts: Sequence[Tokens], uniforms: numpy.ndarray, choose: Choice) -> list[tuple[Tokens, tuple[float, ...]]]:
+def draw(
+    policy: TextPolicy | TextMixture, prompts: Sequence[Tokens], uniforms: numpy.ndarray, choose: Choice
+) -> list[tuple[Tokens, tuple[float, ...]]]:
     """(tokens, log-probs) of the samples, row by row; uniforms [B, n, T]."""
-    network = policy.network
-    network.mode()
-    device, (b, n, steps) = network.device, uniforms.shape
+    device, (b, n, steps) = policy.network.device, uniforms.shape
     length = max(map(len, prompts))
     distinct = list(dict.fromkeys(prompts))  # each runs once, however many rows ask it
     ids = torch.zeros(len(distinct), length, dtype=torch.int64)
@@ -86,7 +87,7 @@ def draw(policy: TextPolicy, prompts: Sequence[Tokens], uniforms: numpy.ndarray,
         ids[i, length - len(prompt) :] = torch.tensor(prompt)
         mask[i, length - len(prompt) :] = 1
     mask, numbers = mask.to(device), torch.from_numpy(uniforms.reshape(b * n, steps))
-    logits, cache = step(network.lm, ids.to(device), mask, None)
+    logits, cache = policy.step(ids.to(device), mask, None)
     place = {prompt: i for i, prompt in enumerate(distinct)}
     lines = torch.tensor([place[prompt] for prompt in prompts for _ in range(n)], device=device)
     logits, mask = logits[lines], mask[lines]
@@ -109,7 +110,7 @@ def draw(policy: TextPolicy, prompts: Sequence[Tokens], uniforms: numpy.ndarray,
             alive, mask, picked = alive[going], mask[lines], picked[lines]
             cache.batch_select_indices(lines)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits, cache = step(network.lm, picked[:, None], mask, cache)
+        logits, cache = policy.step(picked[:, None], mask, cache)
     return [(tuple(ids), tuple(values)) for ids, values in zip(out, kept, strict=True)]
 
 

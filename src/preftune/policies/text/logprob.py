@@ -518,6 +518,11 @@ def present_pairs(rows: Rows) -> list[tuple[int, int]]:
     return [(b, k) for b in range(len(rows)) for k in range(width) if here[b][k]]
 
 
+def prompt_of(rows: Rows, b: int, k: int) -> Any:
+    """What response k of row b answers."""
+    return rows.prompt[b] if rows.prompts is None else rows.prompts[b][k]
+
+
 def felt(prompt: Any, frozen: bool) -> Prompt:
     """A prompt as a policy feels it: a frozen one only such offsets as are meant for it too."""
     if isinstance(prompt, Shifted):
@@ -529,7 +534,7 @@ def pairs_of(rows: Rows, bos: int | None, frozen: bool = False) -> list[Pair]:
     """(prompt, response) of every response that exists, checked; `frozen` says whose pairs they are."""
     pairs = []
     for b, k in present_pairs(rows):
-        prompt, response = felt(rows.prompt[b], frozen), rows.response.tokens[b][k]
+        prompt, response = felt(prompt_of(rows, b, k), frozen), rows.response.tokens[b][k]
         if not response:
             raise PreftuneError(
                 f"row {rows.id[b]}, response {k} has no tokens; a response holds at least its end of turn; encode it with `encode`"

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
-from .cache import cache_folder
-from .generate import generate
-from .logprob import Network, assemble, pairs_of
-from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, token_ids
+from .cache import CachedReference, cache_folder
+from .generate import generate, step
+from .logprob import Network, assemble, pairs_of, prompt_of
+from .mixture import TextMixture
+from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,6 +56,11 @@ class TextPolicy:
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
         return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
+
+    def step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """What `generate.step` gives, for a sample under way: the parameters in the module are those that are there."""
+        self.network.mode()
+        return step(self.network.lm, ids, mask, cache)
 
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1.
@@ -127,6 +133,19 @@ class TextPolicy:
         mixed = {name: torch.lerp(a.float(), theirs[name].to(a.device).float(), float(w)).to(a.dtype) for name, a in mine.items()}
         return self.frozen(mixed, adapter=self.adapter or w != 0)
 
+    def mix(self, other: Any, w: float) -> TextMixture:
+        """Both policies as they are now, answering as one: at every token the geometric mixture self^(1 - w) * other^w / Z."""
+        return TextMixture(self, other.policy if isinstance(other, CachedReference) else other, w)
+
+    def revise(self, rows: Rows) -> tuple[tuple[Tokens, ...], ...]:
+        """For every response the prompt [B][K] that it answers, the response as a draft, and `tokens.REVISE` as the next turn."""
+        after = revision(self.tokenizer)
+        draft = lambda tokens: tokens[:-1] if tokens and tokens[-1] in self.stops else tokens
+        return tuple(
+            tuple((*self.words(prompt_of(rows, b, k)), *draft(tokens), *after) for k, tokens in enumerate(row))
+            for b, row in enumerate(rows.response.tokens)
+        )
+
     def parameters(self) -> list[Tensor]:
         """What trains, in the module's order, then the heads; of a frozen copy its own values."""
         return list(self.live().values())
@@ -177,6 +196,8 @@ class TextPolicy:
         unless `everywhere` is true.
         """
         self.network.check_embeddings()
+        if rows.prompts is not None:
+            raise PreftuneError("the columns have prompts of their own, needed one prompt a row to move; score them as they are")
         known = self.offsets(rows)
         if [o.shape for o in offsets] != [o.shape for o in known]:
             raise PreftuneError(

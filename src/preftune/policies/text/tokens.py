@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ...types import PreftuneError, Rows
 
+REVISE = "Improve your answer. Reply with the improved answer only."  # what asks for a better response than a draft
+
 Tokens = tuple[int, ...]
 Counts = dict[str, int]  # rows, responses, joint_differs, prompt_truncated, response_truncated
 
@@ -166,6 +168,18 @@ def token_ids(tokenizer: Any, texts: Sequence[str], special: bool) -> list[Token
     if special and eos is not None and tokenizer("", add_special_tokens=True)["input_ids"][-1:] == [eos] != [tokenizer.bos_token_id]:
         return [ids[:-1] if ids[-1:] == (eos,) else ids for ids in found]
     return found
+
+
+def revision(tokenizer: Any) -> Tokens:
+    """What follows a draft in a prompt that asks to improve it: its end of turn, `REVISE` as a turn of the user, and where the answer
+    begins. Without a chat template `REVISE` is a paragraph of its own. Tokenised alone, as prompts and responses are."""
+    after = f"\n\n{REVISE}\n\n"
+    if tokenizer.chat_template:
+        mark = "preftune-draft-mark"
+        turns = [("user", "a"), ("assistant", mark), ("user", REVISE)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        after = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).rpartition(mark)[2]
+    return token_ids(tokenizer, [after], False)[0]
 
 
 def encode(
