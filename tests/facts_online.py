@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -29,7 +30,7 @@ from facts import (
 )
 from preftune import methods
 from preftune.objectives import auxiliary, games, pairwise
-from preftune.objectives.online import judged_pairs, value
+from preftune.objectives.online import apart, chasing, judged_pairs, value
 from preftune.policies.tabular import TableResponses
 from preftune.types import Rows, Scored
 
@@ -189,6 +190,17 @@ LIMITS: dict[str, Limit] = {
         row(partial(auxiliary.nll, aggregation="seq_sum")),
         lambda: calibrated(1.0, 0.0),
     ),
+    "ofs-dpo with gamma 0 is dpo": (row(methods.ofs_dpo(0.5, 0.0).objective), row(dpo5), lambda: twins(3.0, 1.0)),
+    "ofs-dpo's chase is dpo with the other learner as the reference": (
+        row(partial(chasing, beta=0.5)),
+        lambda s: dpo5(replace(s, ref_logp=s.other["twin"])).row,
+        lambda: twins(3.0, 1.0),
+    ),
+    "ofs-dpo's gap is the squared difference of two probabilities": (
+        row(partial(apart, beta=0.5)),
+        lambda s: (torch.sigmoid(h(s, 0.5)) - torch.sigmoid(torch.tensor(0.5 * 1.0, dtype=torch.float64))) ** 2,
+        lambda: twins(3.0, 1.0),
+    ),
     "hypo with lam 0 is dpo": (row(methods.hypo(0.5, 0.0).objective), row(dpo5), lambda: sampled(0.0, 3.0)),
     "hypo with two samples of equal log-ratio has the gradient of dpo": (
         lambda s: methods.hypo(0.5, 0.7).objective(s).row - 0.7 * 3.0,
@@ -196,6 +208,14 @@ LIMITS: dict[str, Limit] = {
         lambda: sampled(3.0, 3.0),
     ),
 }
+
+
+def twins(m: float, m_twin: float) -> Scored:
+    """Pairs at margins m of the policy and m_twin of the other learner, in units of log-ratio."""
+    s = pairs()
+    first = s.logp[:, 0].detach()
+    at_margin = lambda margin: torch.stack([s.ref_logp[:, 0] + (first - s.ref_logp[:, 1]) + margin, first], 1)
+    return replace(at(s, at_margin(m)), other={"twin": at_margin(m_twin)})
 
 
 def sampled(*ratios: float) -> Scored:
@@ -271,6 +291,22 @@ VALUES: dict[str, Value] = {
         )
         for word, sign, wins in (("loses", "+", False), ("wins", "-", True))
     },
+}
+
+
+VALUES |= {
+    "ofs-dpo: the gap of two that agree is 0": (row(partial(apart, beta=0.5)), 0.0, lambda: twins(3.0, 3.0)),
+    "ofs-dpo: the chase of two that agree costs ln 2": (row(partial(chasing, beta=0.5)), math.log(2), lambda: twins(3.0, 3.0)),
+    "ofs-dpo: at margin 20 dpo pulls with beta 2.06e-9": (
+        lambda s: (gradient(row(dpo5), s)[:, 0] * 1e11).round() / 1e11,
+        -0.5 * 2.06e-9,
+        lambda: twins(40.0, 40.0),
+    ),
+    "ofs-dpo: at margin 20 the chase pulls with beta / 2": (
+        lambda s: gradient(row(partial(chasing, beta=0.5)), s)[:, 0],
+        -0.25,
+        lambda: twins(40.0, 40.0),
+    ),
 }
 
 

@@ -59,7 +59,7 @@ def gap(theta: Array, log_mu: Array, P: Array, beta: float) -> float:
 def learn(method: Method, start: Array | Tensor, mu: Array | Tensor, lr: float, *, exact: bool = True, **settings) -> GradientLearner:
     """A learner on tables: policy at logits `start`, reference at logits `mu`, plain SGD and no clipping unless said."""
     policy, reference = TabularPolicy(torch.as_tensor(start), exact=exact), TabularPolicy(torch.as_tensor(mu)).reference()
-    roles = {"current": policy, "reference": reference}
+    roles = {"current": policy, "reference": reference} | {name: policy.copy() for name in method.roles}
     return GradientLearner(policy, method, roles, **{"optimiser": "sgd", "lr": lr, "clip": 0.0, "micro_batch": 1000} | settings)
 
 
