@@ -23,7 +23,7 @@ from .exact.voting import (
     only_equilibrium,
     undefeated,
 )
-from .numerics import not_negative
+from .numerics import not_negative, positive
 from .types import PreftuneError
 
 NOTHING = 1e-6  # lottery weights below this are none
@@ -76,6 +76,7 @@ def solve(
 
     Everything but the Bradley-Terry fit of counts and the test is computed from the smoothed probabilities.
     """
+    positive("beta", beta, "it is the pull to the reference")
     not_negative("bootstrap", bootstrap, "it is the number of draws")
     data = read(comparisons, format, smoothing)
     P, wins, names = data.P, data.wins, data.names
