@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from all_facts import merged
 from preftune import methods
 from preftune.exact.games import bradley_terry, random_game
 from preftune.exact.nash import best_response, hedge_step
@@ -508,6 +509,8 @@ ELSEWHERE = {
 }
 
 
-def test_every_method_has_its_place() -> None:
+def test_every_method_on_given_data_has_its_place() -> None:
+    """Methods that draw what they train on have fixed points, which stand in the tests of games and of policy gradients."""
     placed = {data.split(":")[0] for part in (ENDS, NEVER, FLAT, ELSEWHERE) for data in part}
-    assert placed == set(methods.METHODS)
+    given = {name for name, make in methods.METHODS.items() if make(**merged("SETTINGS").get(name, {})).offline}
+    assert given <= placed <= set(methods.METHODS)

@@ -195,7 +195,8 @@ def grpo(
 
     Reads   extra: old_logp [B, K, S], see `rloo`; advantage [B, K] or [B, K, S], where a collector has computed it
     Gives   count: tokens, for the mean over them. metrics: dead, 1 where all scores of a group are alike, so that A = 0
-    Limits  rho = 1, beta = 0: REINFORCE with A. Two responses: A = +-0.707 whatever the gap of the scores
+    Limits  rho = 1, beta = 0: REINFORCE with A; undivided over K draws (K - 1) / K of the gradient of E[score], since the mean holds
+            the response itself. Two responses: A = +-0.707 whatever the gap of the scores
     Not     the reward less beta KL(pi || pi_ref): the estimate is differentiated here, and on fresh samples that is the gradient of
             KL(pi_ref || pi), so that a bandit ends at pi_ref beta / (c - score); with the KL inside the reward (`rloo`, `ppo`) at the
             tilted reference. e^-x overflows far below the reference
