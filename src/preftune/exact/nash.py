@@ -60,11 +60,37 @@ def best_response(P: Tensor, log_p: Tensor, log_mu: Tensor, beta: Rate) -> Tenso
     return torch.log_softmax(log_mu + _winrate(P, log_p) / beta, -1)
 
 
+def spectrum(P: Tensor, log_p: Tensor) -> Tensor:
+    """How fast play rotates about p, direction by direction: s [..., n - 1], largest first.
+
+    The eigenvalues of A C, C = diag(p) - p p^T, apart from that of the constant vector, are +-i s. With u = sqrt(p) and Q an
+    orthonormal basis of what is orthogonal to u, C = B B^T for B = diag(u) Q, so that they are those of the skew B^T A B, whose
+    singular values are s: pairs and, for even n, one 0.
+    """
+    u = (0.5 * torch.log_softmax(log_p, -1)).exp()
+    first = torch.zeros_like(u)
+    first[..., 0] = 1
+    mirror = u + first  # Householder: I - 2 m m^T / |m|^2 maps u to -first, its other columns are Q
+    mirror = mirror / mirror.norm(dim=-1, keepdim=True)
+    reflect = torch.diag_embed(torch.ones_like(u)) - 2 * mirror.unsqueeze(-1) * mirror.unsqueeze(-2)
+    skew = reflect @ (u.unsqueeze(-1) * (P - 0.5) * u.unsqueeze(-2)) @ reflect
+    found: Tensor = torch.linalg.svdvals(skew[..., 1:, 1:])
+    return found
+
+
 def rotation(P: Tensor, log_p: Tensor) -> Tensor:
     """s = largest |eigenvalue| of A (diag(p) - p p^T), [...]; the eigenvalues are imaginary, so s is how fast play rotates about p."""
-    p = torch.softmax(log_p, -1)
-    spectrum: Tensor = torch.linalg.eigvals((P - 0.5) @ _covariance(p))
-    return spectrum.abs().amax(-1)
+    return spectrum(P, log_p)[..., :1].sum(-1)  # a game of one response has none: 0
+
+
+def rotation_bound(P: Tensor) -> Tensor:
+    """2 max|A| / pi [...], which `rotation` exceeds at no policy; 1/pi for any game. The cycle of many responses comes close at its centre.
+
+    s = E[f_i A_ij g_j] for independent i, j ~ p and some f, g of mean 0 and variance 1 under p, uncorrelated. A is skew, so
+    s <= max|A| / 2 E|f_i g_j - f_j g_i| = max|A| / 2 E[r_i r_j |sin(t_i - t_j)|] with (f, g) = r (cos t, sin t) and E r^2 = 2.
+    |sin t| = 2/pi - 4/pi sum_k cos(2 k t) / (4 k^2 - 1): all terms but the first lower the mean, which leaves 2/pi (E r)^2 <= 4/pi.
+    """
+    return 2 / math.pi * (P - 0.5).abs().amax((-1, -2))
 
 
 def mirror_descent_limit(s: Rate, beta: Rate) -> Rate:
@@ -198,6 +224,55 @@ def extragradient_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Rate, beta
     """
     half = mirror_descent_step(theta, log_mu, P, eta, beta)
     return _pulled(theta, log_mu, eta, beta) + eta * _winrate(P, half)
+
+
+def extragradient_safe(P: Tensor, beta: Rate) -> Tensor:
+    """2 / (beta + sqrt(beta^2 + 4 max|A|^2)) [...]: the step up to which `extragradient_step` contracts from every start.
+
+    With a = eta beta and p*, p, h, q the equilibrium, the start, the half step and the step, exactly
+
+        KL(p*, q) = (1 - a) KL(p*, p) - [(1 - a) KL(h, p) - KL(h, q)] - a KL(h, p*)
+
+    since log q = (1 - a) log p + a log p* + eta A (h - p*) + const and (h - p*)^T A (h - p*) = 0. Here log q - log h =
+    eta A (h - p) + const spans at most 2 eta max|A| |h - p|_1, so KL(h, q) <= (eta max|A|)^2 KL(h, p) (Hoeffding, Pinsker): the
+    bracket is not negative for (eta max|A|)^2 <= 1 - eta beta, and KL(p*, p_t) <= (1 - eta beta)^t KL(p*, p_0).
+
+    Not     the best step, which is 1 / sqrt(beta^2 + s^2) near the equilibrium: often several times as long
+    """
+    edge = (P - 0.5).abs().amax((-1, -2))
+    safe: Tensor = 2 / (beta + (beta * beta + 4 * edge * edge).sqrt())
+    return safe
+
+
+def optimistic_safe(P: Tensor, beta: Rate) -> Tensor:
+    """2 / (beta + sqrt(beta^2 + 16 max|A|^2)) [...]: the step up to which `optimistic_step` contracts from every start.
+
+    With h- the half step before, log q - log h = eta A (h - h-) + const in the identity of `extragradient_safe`, so that
+    KL(h, q) <= 2 (eta max|A|)^2 [KL(h, p) + KL(h-, p)]. For (2 eta max|A|)^2 <= 1 - eta beta, therefore,
+
+        KL(p*, q) + KL(h, q) <= (1 - eta beta) [KL(p*, p) + KL(h-, p)]
+    """
+    return extragradient_safe(2 * P - 0.5, beta)  # twice the margins
+
+
+def optimistic_step(theta: Tensor, previous: Tensor, log_mu: Tensor, P: Tensor, eta: Rate, beta: Rate) -> Tensor:
+    """Optimistic EGPO: the half step takes the win rates of the half step before, so that a step asks the judge once.
+
+    half = (1 - eta beta) theta + eta beta log mu + eta P softmax(half before) = theta + (1 - eta beta) (theta - previous)
+    next = (1 - eta beta) theta + eta beta log mu + eta P softmax(half)
+
+    The opponent is the policy extrapolated from where it came from. Fixed point: theta = previous is that of mirror descent,
+    the regularised equilibrium. Near it, with m = 1 - eta beta, in a direction of rotation s the factor z of a step solves
+
+        z^2 - (m + i eta s (1 + m)) z + i eta s m = 0
+
+    Stable near the equilibrium up to eta s = 1/sqrt(3) if beta << s, where it halves in the fastest direction in two steps at
+    eta s = 1/2; from every start up to `optimistic_safe`.
+    Limits  previous = theta (the start): `mirror_descent_step`
+    Not     `omwu_step`, which extrapolates the win rates instead of the policy
+    """
+    opponent = theta + (1 - eta * beta) * (theta - previous)
+    return _pulled(theta, log_mu, eta, beta) + eta * _winrate(P, opponent)
 
 
 def mmd_step(theta: Tensor, log_magnet: Tensor, P: Tensor, eta: Rate, beta: Rate) -> Tensor:
