@@ -505,6 +505,9 @@ ELSEWHERE = {
     "c-advul": "its steps are taken at perturbed embeddings, which a table has none of",
     "c-advipo": "the same",
     "egpo": "the loss of online-ipo; its steps stand in test_methods_on_tables.py",
+    "hypo": "dpo's loss beside the KL of the policy's own responses, on which it is no function of given rows",
+    "srpo": "reads drafts as prompts of their own, which these rows have none of",
+    "ofs-dpo": "dpo's loss, for two learners in turn; its steps stand in test_updates.py",
     "triple-po": "cpo's term and the likelihood of a gold response, which agree on no closed form",
 }
 
