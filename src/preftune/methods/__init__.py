@@ -8,6 +8,7 @@ from ..types import Method
 from .alphapo import alphapo
 from .aot import aot, aot_unpaired
 from .apo import apo_down, apo_zero
+from .apo_nesterov import apo_nesterov
 from .apo_zero_unpaired import apo_zero_unpaired
 from .arpo import arpo
 from .asft import asft
@@ -20,6 +21,8 @@ from .copg import copg
 from .cpo import cpo
 from .curry_dpo import curry_dpo
 from .discopop import discopop
+from .dno import dno
+from .dno_prct import dno_prct
 from .dpo import dpo
 from .dpo_norm import dpo_norm
 from .dpo_reference_free import dpo_reference_free
@@ -28,9 +31,11 @@ from .egpo import egpo
 from .exo import exo
 from .f_dpo import f_dpo
 from .flex_dpo import flex_dpo
+from .gpo import gpo
 from .grpo import grpo
 from .hinge import hinge
 from .hypo import hypo
+from .inpo import inpo
 from .ipo import ipo, ipo_avg
 from .ipo_md import ipo_md
 from .kto import kto
@@ -147,6 +152,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "nash-ema-pg": nash_ema_pg,
     "mpo": mpo,
     "sppo": sppo,
+    "gpo": gpo,
+    "dno": dno,
+    "dno-prct": dno_prct,
+    "inpo": inpo,
+    "apo-nesterov": apo_nesterov,
     "osp": osp,
     "online-dpo": online_dpo,
     "xpo": xpo,
