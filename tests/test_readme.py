@@ -7,7 +7,7 @@ A comment on the line above a block says otherwise:
     <!-- ci: skip REASON -->   not run
     <!-- ci: slow REASON -->   run by `make slow` only, by itself and in the checkout
 
-The folder shows the checkout's tests, which a page may run.
+The folder shows the checkout's tests and examples, which a page may run.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ PAGES = (
     "docs/data.md",
     "docs/games.md",
     "docs/spo-degree.md",
+    "docs/solve.md",
 )  # longest first
 LIMIT = 300  # seconds for one page
 
@@ -101,7 +102,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         started = {}
         for page in sorted(wanted, key=PAGES.index):
             folder = tmp_path_factory.mktemp(Path(page).stem)
-            for name in ("tests", "pyproject.toml"):
+            for name in ("tests", "examples", "pyproject.toml"):
                 (folder / name).symlink_to(ROOT / name)
             readers_files(folder)
             chosen = [block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")]
