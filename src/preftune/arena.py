@@ -23,7 +23,7 @@ from .training import check_labels
 from .types import Context, Key, Learner, Method, PreftuneError, Rows
 from .update import plain
 
-PULLS = ("beta", "tau")  # what papers call the pull to the reference
+PULLS = ("beta", "tau", "kl_coef")  # what papers call the pull to the reference
 
 
 class Match:
@@ -194,7 +194,7 @@ def play(
 
     method    a method, or a closed form: omd, mmd, hedge, omwu
     game      a name (exact.games.GAMES) or a matrix P [n, n] with P + P^T = 1
-    beta      the pull to the reference, whatever the method calls it (beta or tau); default: the method's own
+    beta      the pull to the reference, whatever the method calls it (beta, tau or kl_coef); default: the method's own
     eta       the step of mirror descent that a gradient step from the reference equals (see `rate`), 1 if left out; where the method
               has a hyperparameter of this name (sppo, inpo), it is that
     lr        a plain learning rate instead of eta
@@ -272,12 +272,12 @@ def _match(
     """(name, pull to the reference, match) of a method and its settings."""
     pull = next((name for name in PULLS if name in signature_of(function)), None)
     if beta is not None and pull is None:
-        raise PreftuneError(f"beta is {beta}, but {method} has no pull to a reference, needed one called beta or tau; leave beta out")
+        raise PreftuneError(f"beta is {beta}, but {method} has no pull to a reference, needed {' or '.join(PULLS)}; leave beta out")
     chosen = prepare(method, settings if beta is None or pull is None else {**settings, pull: beta})
     composed, n = chosen.method, len(P)
-    pulled = None if pull is None else float(chosen.hyperparameters[pull])
+    pulled = (float(chosen.hyperparameters[pull]) or None) if pull is not None else None  # 0 is no pull
     if composed.offline and pulled is None:
-        raise PreftuneError(f"{chosen.name} has no pull to a reference, needed one called beta or tau; self-play methods do without")
+        raise PreftuneError(f"{chosen.name} has no pull to a reference, needed {' or '.join(PULLS)}; only self-play does without")
     if lr is None:
         # the pairs of the data are enumerated, so that dpo and ipo take the step that uniform pairs take in self-play
         lr = eta * (pulled or 1.0) * n / 4 if composed.offline else 0.0 if composed.collect_every == "round" else rate(composed, n, eta)
