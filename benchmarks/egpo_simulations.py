@@ -216,8 +216,8 @@ def _winrate(P: Tensor, logits: Tensor) -> Tensor:
 
 def mixed_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Any, beta: float, *, share: float) -> Tensor:
     """Nash-MD with `share` of its mixing weight eta beta; share = 1 is `nash_md_step`."""
-    away = eta * beta
-    return (1 - away) * theta + away * log_mu + eta * _winrate(P, theta.lerp(log_mu + 0 * theta, share * away + 0 * theta))
+    towards = eta * beta * (log_mu - theta)
+    return theta + towards + eta * _winrate(P, theta + share * towards)
 
 
 def gradient_step(theta: Tensor, log_mu: Tensor, P: Tensor, eta: Any, beta: float, *, mixture: Any = 0.0) -> Tensor:
@@ -464,18 +464,22 @@ def grid(step: Step, schedule: str, beta: float, budgets: Sequence[int], cost: i
 
 
 def tuned(beta: float, budgets: Sequence[int], seed: int, steps: Sequence[float]) -> list[dict[str, Any]]:
-    """For each method and schedule one step for all games: that which arrives in most games and soonest, and those with the least gap."""
+    """For each method and schedule one step for all games: that with the fewest calls in all, where a game that does not arrive counts
+    as the whole grid's length, and those with the least median gap."""
     found = []
     for name, step in TUNED.items():
         for schedule in SCHEDULES:
             run = grid(step, schedule, beta, budgets, CALLS[name], seed, steps)
             there = [[c for c in row if c is not None] for row in run["arrived"]]
-            soonest = min(range(len(steps)), key=lambda s: (-len(there[s]), statistics.median(there[s]) if there[s] else 0))
+            never = budgets[-1] + 1
+            soonest = min(range(len(steps)), key=lambda s: sum(c if c is not None else never for c in run["arrived"][s]))
             least = [min(range(len(steps)), key=lambda s, gaps=gaps: statistics.median(gaps[s])) for gaps in run["after"]]
+            own = [min((c for c in column if c is not None), default=math.inf) for column in zip(*run["arrived"], strict=True)]
             found.append(
                 {
                     "method": name,
                     "schedule": schedule,
+                    "own": statistics.median(own),
                     "beta": beta,
                     "games": len(there[soonest]),
                     "eta": steps[soonest] if there[soonest] else None,
@@ -544,7 +548,7 @@ def report(results: Mapping[str, Any]) -> str:
         header = ["setting", "steps", "eta", "games above the limit", *names, "EGPO at as many calls", "EGPO's rate"]
         parts += ["published: median gap [smallest, largest] of ten games\n", table(header, map(published_row, results["published"]))]
     if results["tuned"]:
-        header = ["beta", "method, schedule", "games that arrive", "calls to 1e-6, median (worst)", "eta"]
+        header = ["beta", "method, schedule", "games that arrive", "calls to 1e-6, median (worst)", "eta", "each game its own eta"]
         header += ["gap after few calls, median (worst)", "eta", "after many", "eta"]
         parts += ["\ntuned\n", table(header, map(tuned_row, results["tuned"]))]
     for setting in dict.fromkeys(r["setting"] for r in results["rates"]):
@@ -589,6 +593,7 @@ def tuned_row(r: Mapping[str, Any]) -> list[str]:
         f"{r['games']} of {GAMES}",
         "-" if r["calls"] is None else f"{r['calls']:.0f} ({r['worst']})",
         "-" if r["eta"] is None else f"{r['eta']:.2g}",
+        "-" if math.isinf(r["own"]) else f"{r['own']:.0f}",
         *(cell for pair in after for cell in pair),
     ]
 
