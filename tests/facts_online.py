@@ -19,6 +19,7 @@ from facts import (
     at,
     at_gap,
     at_reference,
+    columns,
     gradient,
     h,
     labels_off,
@@ -31,6 +32,7 @@ from facts import (
 from preftune import methods
 from preftune.objectives import auxiliary, games, pairwise
 from preftune.objectives.online import apart, chasing, judged_pairs, value
+from preftune.objectives.self_improvement import generate, improve
 from preftune.policies.tabular import TableResponses
 from preftune.types import Rows, Scored
 
@@ -46,6 +48,7 @@ SHIPPED = {
 SHIPPED |= {
     "ofs-dpo": Facts(methods.ofs_dpo(), steady=True, shift=True),
     "ofs-dpo gap": Facts(methods.ofs_dpo(g="gap"), shift=True),
+    "srpo": Facts(methods.srpo(), apart=False, shift=True),  # at the reference the generator has nothing to follow yet
     "zo-ranksgd": Facts(methods.zo_ranksgd()),
     "egpo-optimistic": Facts(methods.egpo_optimistic(), shift=True, swap=True),
 }
@@ -201,6 +204,26 @@ LIMITS: dict[str, Limit] = {
         lambda s: (torch.sigmoid(h(s, 0.5)) - torch.sigmoid(torch.tensor(0.5 * 1.0, dtype=torch.float64))) ** 2,
         lambda: twins(3.0, 1.0),
     ),
+    "srpo: the generator's loss is the same for both orders of a pair": (
+        row(generate),
+        lambda s: generate(columns(s, [1, 0, 4, 5, 2, 3])).row,
+        lambda: drafts(0.5),
+    ),
+    "srpo: the improver's loss is the same for both orders of a pair with its label": (
+        row(improve),
+        lambda s: improve(replace(columns(s, [1, 0, 4, 5, 2, 3]), rows=s.rows.replace(prefer=1 - s.rows.prefer))).row,
+        lambda: drafts(0.3),
+    ),
+    "srpo: ranked without a soft label is a sure one": (
+        lambda s: improve(replace(s, rows=s.rows.replace(prefer=None))).row,
+        row(improve),
+        lambda: drafts(1.0),
+    ),
+    "srpo is the weighted sum of its two losses": (
+        row(methods.srpo(0.3, 0.9, 0.2).objective),
+        lambda s: 0.9 * improve(s, beta=0.3).row + 0.2 * generate(s, beta=0.3).row,
+        lambda: drafts(0.3),
+    ),
     "hypo with lam 0 is dpo": (row(methods.hypo(0.5, 0.0).objective), row(dpo5), lambda: sampled(0.0, 3.0)),
     "hypo with two samples of equal log-ratio has the gradient of dpo": (
         lambda s: methods.hypo(0.5, 0.7).objective(s).row - 0.7 * 3.0,
@@ -216,6 +239,14 @@ def twins(m: float, m_twin: float) -> Scored:
     first = s.logp[:, 0].detach()
     at_margin = lambda margin: torch.stack([s.ref_logp[:, 0] + (first - s.ref_logp[:, 1]) + margin, first], 1)
     return replace(at(s, at_margin(m)), other={"twin": at_margin(m_twin)})
+
+
+def drafts(p: float) -> Scored:
+    """The six columns of pairs after drafts, P(y1 beats y2) = p, log-ratios with standard deviation 8."""
+    rows = Rows(tuple(map(str, range(B))), tuple(range(B)), TableResponses(torch.arange(6).expand(B, 6)), ranked=True)
+    logp = -30 + normal(B, 6)
+    soft = torch.full((B,), p, dtype=torch.float64)
+    return Scored(rows.replace(prefer=soft), logp.requires_grad_(), logp.detach() + 8 * normal(B, 6), torch.ones(B, 6))
 
 
 def sampled(*ratios: float) -> Scored:
@@ -295,6 +326,8 @@ VALUES: dict[str, Value] = {
 
 
 VALUES |= {
+    "srpo at the reference with even labels is 0": (row(methods.srpo().objective), 0.0, lambda: at_reference(drafts(0.5))),
+    "srpo at the reference with sure labels: the improver is off by one half": (row(improve), 0.25, lambda: at_reference(drafts(1.0))),
     "ofs-dpo: the gap of two that agree is 0": (row(partial(apart, beta=0.5)), 0.0, lambda: twins(3.0, 3.0)),
     "ofs-dpo: the chase of two that agree costs ln 2": (row(partial(chasing, beta=0.5)), math.log(2), lambda: twins(3.0, 3.0)),
     "ofs-dpo: at margin 20 dpo pulls with beta 2.06e-9": (
@@ -323,6 +356,7 @@ BETAS = {
     "xpo": lambda beta: methods.xpo(beta),
     "vpo": lambda beta: methods.vpo(beta),
     "hypo": lambda beta: methods.hypo(beta),
+    "srpo": lambda beta: methods.srpo(beta),
 }
 
 REFUSED: dict[str, Refusal] = {
@@ -334,5 +368,6 @@ REFUSED: dict[str, Refusal] = {
     "vpo: a negative alpha": (lambda: value(calibrated(1.0, 0.0), alpha=-1.0), "alpha is -1.0"),
     "vpo: a third sign": (lambda: value(calibrated(1.0, 0.0), sign=0), "sign is 0, needed 1"),
     "vpo: rows without calibration": (lambda: value(pairs()), "reads calibration"),
+    "srpo: rows that are plain pairs": (lambda: methods.srpo().objective(pairs()), "the rows have 2 columns, needed six"),
     "hypo: one sample": (lambda: methods.hypo(responses=1), "responses is 1, needed 2 or more"),
 }

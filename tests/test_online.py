@@ -13,9 +13,9 @@ from preftune.exact.games import bradley_terry, game, reference_logits
 from preftune.exact.nash import regularised_nash
 from preftune.judges.exact import PreferenceTable
 from preftune.learner import GradientLearner
-from preftune.policies.tabular import TableResponses
-from preftune.types import Context, Key, Method, Rows
-from test_methods_on_tables import RPS, Array, learn, log_p, normalised, play, random_game, softmax
+from preftune.policies.tabular import TableResponses, TabularPolicy
+from preftune.types import Context, Key, Method, PreftuneError, Rows
+from test_methods_on_tables import RPS, Array, all_pairs, learn, log_p, normalised, play, random_game, softmax
 
 START, LOG_MU = np.random.default_rng(8).normal(size=(2, 1, 5))
 P5 = random_game(5, 1)
@@ -243,3 +243,80 @@ def test_a_strong_online_term_holds_hypo_at_the_reference() -> None:
     """The distance falls as 1 / lam: the pair's slope is at most beta / 2."""
     apart = [np.abs(ends(methods.hypo(0.1, lam=lam), 1.0 / lam, 400) - MU3[0]).max() for lam in (1.0, 10.0, 100.0)]
     assert apart[0] > 8 * apart[1] > 60 * apart[2] > 0
+
+
+# --- srpo -----------------------------------------------------------------------------------------------------------
+
+
+def improving(method: Method, start: Array | Tensor, mu: Array | Tensor, lr: float) -> GradientLearner:
+    """A learner whose policy has a law for the prompt and one for every draft, [1 + n, n] logits."""
+    policy, reference = (TabularPolicy.improving(torch.zeros(1, start.shape[1])) for _ in range(2))
+    policy.logits.data.copy_(torch.as_tensor(start))
+    reference.logits.data.copy_(torch.as_tensor(mu))
+    roles = {"current": policy, "reference": reference.reference()}
+    return GradientLearner(policy, method, roles, optimiser="sgd", lr=lr, clip=0.0, micro_batch=1000)
+
+
+def solution(P: Array, mu: Array, beta: float) -> Array:
+    """log pi and the rows of log pi' [1 + n, n]: pi' = mu e^(P(. beats y) / beta) / Z(y), pi = mu / Z normalised."""
+    tilted = np.log(mu) + P.T / beta
+    Z = np.exp(tilted).sum(1)
+    return np.concatenate([normalised(np.log(mu) - np.log(Z))[None], normalised(tilted)])
+
+
+def test_a_step_of_srpo_is_its_closed_form() -> None:
+    """a, b the two errors of the improver, c that of the generator; g(y1, y1) - g(y2, y2) holds the normalisers of two laws."""
+    start, mu = np.random.default_rng(0).normal(size=(2, 4, 3))
+    learner, beta, p = improving(methods.srpo(0.3, 0.6, 0.9), start, mu, 0.5), 0.3, 0.8
+    play(learner, RPS, feed=one_pair(p))
+    log, ref = normalised(start), normalised(mu)
+    f, g1, g2 = log[0] - ref[0], log[1] - ref[1], log[2] - ref[2]
+    a, b = (1 - p) - 0.5 - beta * (g1[1] - g1[0]), p - 0.5 - beta * (g2[0] - g2[1])
+    c = beta * (f[0] - f[1] - g1[0] + g2[1])
+    e = np.eye(3)
+    slope = np.zeros((4, 3))
+    slope[0] = 0.9 * 2 * beta * c * (e[0] - e[1])
+    slope[1] = -0.6 * a * beta * (e[1] - e[0]) - 0.9 * 2 * beta * c * (e[0] - np.exp(log[1]))
+    slope[2] = -0.6 * b * beta * (e[0] - e[1]) + 0.9 * 2 * beta * c * (e[1] - np.exp(log[2]))
+    np.testing.assert_allclose(log_p(learner), normalised(start - 0.5 * slope), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("w", [0.1, 0.5, 0.9])
+def test_srpo_ends_at_its_solution_from_anywhere_whatever_the_weights(w: float) -> None:
+    """The Borda trap, mu uniform, beta = .2; the generator prefers what is beaten least by its improver, not what wins most."""
+    P, mu = game("borda-trap"), np.full(3, 1 / 3)
+    expected = [
+        (0.385009, 0.518148, 0.096843),
+        (0.344535, 0.327732, 0.327732),
+        (0.487451, 0.463678, 0.048871),
+        (0.091106, 0.822232, 0.086663),
+    ]
+    np.testing.assert_allclose(np.exp(solution(P.numpy(), mu, 0.2)), expected, atol=6e-7)
+    start = np.random.default_rng(int(10 * w)).normal(size=(4, 3))
+    learner = improving(methods.srpo(0.2, 1 - w, w), start, np.zeros((4, 3)), 12.0)
+    for number in range(1500):
+        told = play(learner, P, number, feed=all_pairs(P))
+    np.testing.assert_allclose(learner.policy.probabilities(), np.exp(solution(P.numpy(), mu, 0.2)), rtol=0, atol=1e-8)
+    assert told["loss"] < 1e-16
+
+
+@pytest.mark.parametrize(("beta", "first"), [(0.2, 0.385), (0.05, 0.457), (0.01, 0.682)])
+def test_srpo_goes_slowly_to_the_least_worst_loss_as_the_pull_falls(beta: float, first: float) -> None:
+    """max_y' P(y' beats y) in the Borda trap: .50 for response 0, .51 for response 1, .95 for response 2. Both losses are 0 there."""
+    P = game("borda-trap")
+    end = solution(P.numpy(), np.full(3, 1 / 3), beta)
+    learner = improving(methods.srpo(beta), end, np.zeros((4, 3)), 1.0)
+    told = play(learner, P, feed=all_pairs(P))
+    assert told["loss"] < 1e-25 and abs(np.exp(end[0, 0]) - first) < 6e-4
+
+
+def test_srpo_stays_at_the_reference_where_nothing_is_preferred() -> None:
+    mu = np.random.default_rng(3).normal(size=(4, 3))
+    learner = improving(methods.srpo(), mu, mu, 1.0)
+    told = play(learner, RPS, feed=all_pairs(torch.full((3, 3), 0.5, dtype=torch.float64)))
+    assert told["loss"] == 0 and np.array_equal(learner.policy.logits.detach(), mu)
+
+
+def test_a_table_without_laws_for_drafts_says_so() -> None:
+    with pytest.raises(PreftuneError, match="TabularPolicy.improving"):
+        play(learn(methods.srpo(), START, LOG_MU, 1.0), P5, feed=one_pair())

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from preftune import methods, training
 from preftune.exact.games import bradley_terry, game
-from preftune.exact.nash import optimistic_step
 from preftune.judges.exact import PreferenceTable
 from preftune.learner import GradientLearner
 from preftune.log import Log
@@ -39,13 +38,14 @@ def test_five_optimistic_steps_on_random_games_are_the_closed_form(eta: float, b
     """
     P = np.stack([random_game(7, seed) for seed in range(10)])
     start, mu = np.random.default_rng(1).normal(size=(2, 10, 7))
-    learner = begin(beta, 1 - eta * beta, start, mu, eta)
-    theta, before = torch.as_tensor(start), torch.as_tensor(start)
+    learner, before, theta = begin(beta, 1 - eta * beta, start, mu, eta), start, start
     for number in range(5):
         play(learner, P, number)
-        theta, before = optimistic_step(theta, before, torch.as_tensor(mu), torch.as_tensor(P), eta, beta), theta
-        np.testing.assert_allclose(log_p(learner), normalised(theta.numpy()), rtol=0, atol=1e-12)
-        np.testing.assert_allclose(learner.roles["previous"].logits.log_softmax(1).numpy(), normalised(before.numpy()), rtol=0, atol=1e-12)
+        opponent = theta + (1 - eta * beta) * (theta - before)
+        won = np.einsum("gij,gj->gi", P, softmax(opponent))
+        theta, before = (1 - eta * beta) * theta + eta * beta * mu + eta * won, theta
+        np.testing.assert_allclose(log_p(learner), normalised(theta), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(learner.roles["previous"].logits.log_softmax(1).numpy(), normalised(before), rtol=0, atol=1e-12)
 
 
 def test_optimistic_steps_are_those_of_egpo_whose_half_step_reuses_the_last_win_rates() -> None:

@@ -168,9 +168,10 @@ def check_labels(method: Method, rows: Rows) -> list[str]:
     declared = needs_of(method.objective)
     name = " + ".join(getattr(part, "__name__", "this objective") for part in parts_of(method.objective))
     have = [label for label in ("score", "prefer", "winrate", "desirable") if getattr(rows, label) is not None]
-    if isinstance(declared.columns, int) and rows.response is not None and rows.response.shape[1] < declared.columns:
+    least = method.columns if isinstance(method.columns, int) else declared.columns  # a collector may make more of them
+    if isinstance(least, int) and rows.response is not None and rows.response.shape[1] < least:
         found = rows.response.shape[1]
-        raise PreftuneError(f"{name} reads {declared.columns} responses of a prompt, but the rows have {found}; give the missing ones")
+        raise PreftuneError(f"{name} reads {least} responses of a prompt, but the rows have {found}; give the missing ones")
     if "ranked" in declared.labels and not rows.ranked:
         raise PreftuneError(
             f"{name} reads ranked responses, but the rows have {', '.join(have) or 'no labels'}; "

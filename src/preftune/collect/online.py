@@ -80,6 +80,15 @@ def with_samples(ctx: Context, *, responses: int = 2) -> Rows:
     return rows.replace(response=rows.response.join(y), present=present, law=law)
 
 
+def after_drafts(ctx: Context) -> Rows:
+    """Given pairs y1, y2 as six columns with prompts of their own: y1 | x, y2 | x, y2 | x y1, y1 | x y1, y1 | x y2, y2 | x y2."""
+    rows, order = ctx.feed, [0, 1, 1, 0, 0, 1]
+    asked = ctx.roles["current"].revise(rows.replace(response=rows.response.take(columns=[0, 1])))
+    prompts = tuple((x, x, first, first, second, second) for x, (first, second) in zip(rows.prompt, asked, strict=True))
+    present = None if rows.present is None else rows.present[:, order]
+    return rows.replace(response=rows.response.take(columns=order), prompts=prompts, present=present)
+
+
 def known(label: Label) -> Label:
     """Refuse a kind of label that does not exist, when a method is composed."""
     if label not in LABELS:

@@ -73,6 +73,7 @@ from .spo_degree import spo_degree
 from .spo_minimax import spo_minimax
 from .sppo import sppo
 from .sppo_hard import sppo_hard
+from .srpo import srpo
 from .tpo import tpo
 from .tr_dpo import tr_dpo
 from .triple_po import triple_po
@@ -163,6 +164,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vpo": vpo,
     "hypo": hypo,
     "ofs-dpo": ofs_dpo,
+    "srpo": srpo,
     "zo-ranksgd": zo_ranksgd,
     # rewards: policy gradients and regression
     "ppo": ppo,
