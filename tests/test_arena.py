@@ -16,6 +16,7 @@ from preftune.arena import CLOSED, Match, play, rate
 from preftune.exact.games import game, random_game, reference_logits
 from preftune.exact.nash import extragradient_step, hedge_step, mirror_descent_step
 from preftune.exact.optimum import rlhf_optimum
+from preftune.exact.steps import advise
 from preftune.minimiser import Minimiser
 from preftune.policies.tabular import TabularPolicy
 from preftune.report.games import gaps, page, triangle
@@ -207,3 +208,22 @@ def test_a_game_may_come_from_a_file(preftune: Run, tmp_path: Path) -> None:
     assert code == 0 and "rock" in said and "egpo on mine" in said
     (tmp_path / "wrong.csv").write_text(",rock,paper\nrock,0.5,0.2\npaper,0.9,0.5\n")
     assert preftune("play", "egpo", "--game", "wrong.csv")[0] == 3
+
+
+def test_a_step_that_is_not_given_is_the_best_for_the_game_and_the_update_rule() -> None:
+    P, mu = game("rand10"), reference_logits(10)
+    advised = advise(P, mu, 0.01)
+    for name, best in (("egpo", advised.egpo_start), ("egpo-optimistic", advised.optimistic_start), ("omd", advised.omd_start)):
+        assert play(name, game="rand10", beta=0.01, steps=1).eta == best
+    found = play("egpo", game="rand10", beta=0.01, steps=250)
+    assert found.arrived is not None and found.arrived < 244  # the best of the steps .1 to 5 takes 244
+
+
+@pytest.mark.parametrize("given", [{"eta": 0.5}, {"lr": 0.5}], ids=str)
+@pytest.mark.parametrize("name", ["osp", "zo-ranksgd"])
+def test_a_step_that_nobody_would_take_is_refused(name: str, given: dict[str, float]) -> None:
+    if name == "zo-ranksgd" and "eta" in given:
+        assert play(name, steps=1, **given).eta is None  # it has an eta of its own
+        return
+    with pytest.raises(PreftuneError, match="needed neither eta nor lr"):
+        play(name, steps=1, **given)

@@ -277,7 +277,9 @@ def test_copy_replaces_nothing_unasked(preftune: Run, tmp_path: Path) -> None:
 
 def test_play_shows_that_egpo_arrives_where_self_play_circles(preftune: Run) -> None:
     egpo = json.loads(preftune("play", "egpo", "--beta", "0.01", "--steps", "300", "--json")[1])
-    plain = json.loads(preftune("play", "online-ipo", "--beta", "0.01", "--set", "pairs=uniform", "--steps", "300", "--json")[1])
+    plain = json.loads(
+        preftune("play", "online-ipo", "--beta", "0.01", "--set", "pairs=uniform", "--eta", "1", "--steps", "300", "--json")[1]
+    )
     assert egpo["gap"][-1] < 1e-9 and len(egpo["gap"]) == 301
     assert plain["gap"][-1] > 0.1 and plain["arrived"] is None
     assert egpo["policy"] == pytest.approx(egpo["equilibrium"], abs=1e-4)

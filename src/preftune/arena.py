@@ -14,6 +14,7 @@ from .collect.drawing import drawing
 from .exact import nash
 from .exact.games import game as named_game
 from .exact.games import random_game, reference_logits, validate
+from .exact.steps import advise
 from .judges.exact import PreferenceTable
 from .learner import GradientLearner
 from .minimiser import Minimiser
@@ -195,8 +196,8 @@ def play(
     method    a method, or a closed form: omd, mmd, hedge, omwu
     game      a name (exact.games.GAMES) or a matrix P [n, n] with P + P^T = 1
     beta      the pull to the reference, whatever the method calls it (beta, tau or kl_coef); default: the method's own
-    eta       the step of mirror descent that a gradient step from the reference equals (see `rate`), 1 if left out; where the method
-              has a hyperparameter of this name (sppo, inpo), it is that
+    eta       the step of mirror descent that a gradient step from the reference equals (see `rate`); left out, the best one for this
+              game and pull (`exact.steps.advise`). Where the method has a hyperparameter of this name (sppo, inpo), it is that
     lr        a plain learning rate instead of eta
     exact     enumerate all responses; False draws them, as on text
     settings  the method's other hyperparameters
@@ -217,14 +218,10 @@ def play(
         if beta is not None and not 0 < beta < float("inf"):
             raise PreftuneError(f"beta is {beta}, needed a finite number above 0; it is the pull to the reference")
         name, pulled = method, None if method in UNREGULARISED else 0.1 if beta is None else beta
-        eta = 1.0 if eta is None else eta
+        eta = _advised("omd", P, mu, pulled) if eta is None else eta
         match = Closed(CLOSED[method], P[None], mu[None], eta, pulled or 0.0)
     else:
-        function = resolve_method(method) if isinstance(method, str) else method
-        if eta is not None and "eta" in signature_of(function):
-            settings, eta = {**settings, "eta": eta}, None
-        name, pulled, match = _match(function, method, P, mu, beta, 1.0 if eta is None else eta, lr, seed, exact, settings)
-        eta = None if match.by_rounds or lr is not None else 1.0 if eta is None else eta
+        name, pulled, eta, match = _match(method, P, mu, beta, eta, lr, seed, exact, settings)
     regularised: list[float] = []
     gaps0: list[float] = []
     calls: list[int] = []
@@ -258,34 +255,48 @@ def play(
 
 
 def _match(
-    function: Callable[..., Method],
     method: str | Callable[..., Method],
     P: Tensor,
     mu: Tensor,
     beta: float | None,
-    eta: float,
+    eta: float | None,
     lr: float | None,
     seed: int,
     exact: bool,
     settings: dict[str, Any],
-) -> tuple[str, float | None, Match]:
-    """(name, pull to the reference, match) of a method and its settings."""
-    pull = next((name for name in PULLS if name in signature_of(function)), None)
+) -> tuple[str, float | None, float | None, Match]:
+    """(name, pull to the reference, step, match) of a method and its settings."""
+    known = signature_of(resolve_method(method) if isinstance(method, str) else method)
+    pull = next((name for name in PULLS if name in known), None)
     if beta is not None and pull is None:
         raise PreftuneError(f"beta is {beta}, but {method} has no pull to a reference, needed {' or '.join(PULLS)}; leave beta out")
-    chosen = prepare(method, settings if beta is None or pull is None else {**settings, pull: beta})
+    own = {name: value for name, value in ((pull, beta), ("eta", eta)) if value is not None and name in known}
+    eta = None if "eta" in own else eta
+    chosen = prepare(method, {**settings, **own})
     composed, n = chosen.method, len(P)
     pulled = (float(chosen.hyperparameters[pull]) or None) if pull is not None else None  # 0 is no pull
     if composed.offline and pulled is None:
         raise PreftuneError(f"{chosen.name} has no pull to a reference, needed {' or '.join(PULLS)}; only self-play does without")
-    if lr is None:
+    if composed.collect_every == "round" or composed.objective is None:
+        if eta is not None or lr is not None:
+            why = "takes no gradients" if composed.objective is None else "learns by rounds, each solved exactly"
+            raise PreftuneError(f"{chosen.name} {why}, needed neither eta nor lr; see `preftune show {chosen.name}` for its settings")
+        lr = 0.0
+    elif lr is None:
+        if eta is None:
+            eta = 1.0 if composed.offline else _advised(getattr(composed.update, "advised", "omd"), P, mu, pulled)
         # the pairs of the data are enumerated, so that dpo and ipo take the step that uniform pairs take in self-play
-        lr = eta * (pulled or 1.0) * n / 4 if composed.offline else 0.0 if composed.collect_every == "round" else rate(composed, n, eta)
+        lr = eta * (pulled or 1.0) * n / 4 if composed.offline else rate(composed, n, eta)
     feed = all_pairs(P) if composed.reads == "responses" or composed.offline else None
     match = Match(composed, P[None], mu[None], lr=lr, exact=exact, key=Key.of(seed), feed=feed)
     if composed.offline:
         check_labels(composed, composed.collect(Context(match.learner.roles, match.feed, (match.judge,), key=match.key)))
-    return chosen.name, pulled, match
+    return chosen.name, pulled, eta, match
+
+
+def _advised(kind: str, P: Tensor, mu: Tensor, beta: float | None) -> float:
+    """The step that a run of this kind should start with on this game; 1 without a pull, where no step brings it to rest."""
+    return 1.0 if beta is None else float(getattr(advise(P, mu, beta), f"{kind}_start"))
 
 
 def all_pairs(P: Tensor) -> Rows:

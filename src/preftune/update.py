@@ -35,6 +35,7 @@ def extragradient(learner: Learner, rows_against: RowsAgainst) -> Metrics:
 
 
 extragradient.redraws = True  # type: ignore[attr-defined]
+extragradient.advised = "egpo"  # type: ignore[attr-defined]  # whose step `exact.steps.advise` means
 
 
 def optimistic(momentum: float = 1.0) -> Update:
@@ -59,6 +60,7 @@ def optimistic(momentum: float = 1.0) -> Update:
         learner.roles["previous"] = here
         return told
 
+    ahead.advised = "optimistic"  # type: ignore[attr-defined]
     return ahead
 
 
