@@ -34,7 +34,7 @@ from preftune.objectives import auxiliary, games, pairwise
 from preftune.objectives.online import apart, chasing, judged_pairs, value
 from preftune.objectives.self_improvement import generate, improve
 from preftune.policies.tabular import TableResponses
-from preftune.types import Rows, Scored
+from preftune.types import Context, Rows, Scored
 
 SHIPPED = {
     "online-dpo": Facts(methods.online_dpo(), shift=True, swap=True),
@@ -49,6 +49,9 @@ SHIPPED |= {
     "ofs-dpo": Facts(methods.ofs_dpo(), steady=True, shift=True),
     "ofs-dpo gap": Facts(methods.ofs_dpo(g="gap"), shift=True),
     "srpo": Facts(methods.srpo(), apart=False, shift=True),  # at the reference the generator has nothing to follow yet
+    "on-policy": Facts(methods.on_policy(), shift=True, swap=True),
+    "on-policy none": Facts(methods.on_policy(negative_gradient="none"), steady=True),
+    "on-policy worst": Facts(methods.on_policy(negative_gradient="worst"), apart=False),  # probed with both weights on every column
     "zo-ranksgd": Facts(methods.zo_ranksgd()),
     "egpo-optimistic": Facts(methods.egpo_optimistic(), shift=True, swap=True),
 }
@@ -224,6 +227,22 @@ LIMITS: dict[str, Limit] = {
         lambda s: 0.9 * improve(s, beta=0.3).row + 0.2 * generate(s, beta=0.3).row,
         lambda: drafts(0.3),
     ),
+    "on-policy with all knobs off is sft on the chosen, summed": (
+        lambda s: offline(s, negative_gradient="none"),
+        row(methods.sft("seq_sum").objective),
+        soft_pairs,
+    ),
+    "on-policy without fresh responses is dpo": (lambda s: offline(s, beta=0.5), row(dpo5), soft_pairs),
+    "on-policy without fresh responses, loss ipo, is ipo": (
+        lambda s: offline(s, beta=0.5, loss="ipo"),
+        row(partial(pairwise.ipo, beta=0.5)),
+        soft_pairs,
+    ),
+    "on-policy without fresh responses pushes the rejected down to a floor": (
+        lambda s: offline(s, negative_gradient="worst", push=0.3, floor=2.0),
+        lambda s: -s.logp[:, 0] + 0.3 * torch.relu(2 + s.logratio[:, 1]),
+        soft_pairs,
+    ),
     "hypo with lam 0 is dpo": (row(methods.hypo(0.5, 0.0).objective), row(dpo5), lambda: sampled(0.0, 3.0)),
     "hypo with two samples of equal log-ratio has the gradient of dpo": (
         lambda s: methods.hypo(0.5, 0.7).objective(s).row - 0.7 * 3.0,
@@ -247,6 +266,12 @@ def drafts(p: float) -> Scored:
     logp = -30 + normal(B, 6)
     soft = torch.full((B,), p, dtype=torch.float64)
     return Scored(rows.replace(prefer=soft), logp.requires_grad_(), logp.detach() + 8 * normal(B, 6), torch.ones(B, 6))
+
+
+def offline(s: Scored, **knobs: object) -> Tensor:
+    """on-policy's loss of given pairs, which its collector prepares."""
+    method = methods.on_policy(fraction=0.0, **knobs)
+    return method.objective(replace(s, rows=method.collect(Context({}, s.rows)))).row
 
 
 def sampled(*ratios: float) -> Scored:
@@ -369,5 +394,11 @@ REFUSED: dict[str, Refusal] = {
     "vpo: a third sign": (lambda: value(calibrated(1.0, 0.0), sign=0), "sign is 0, needed 1"),
     "vpo: rows without calibration": (lambda: value(pairs()), "reads calibration"),
     "srpo: rows that are plain pairs": (lambda: methods.srpo().objective(pairs()), "the rows have 2 columns, needed six"),
+    "on-policy: an unknown negative gradient": (lambda: methods.on_policy(negative_gradient="best"), "negative_gradient is 'best'"),
+    "on-policy: a share above 1": (lambda: methods.on_policy(2.0), "fraction is 2.0"),
+    "on-policy: a part of rows that are not there": (
+        lambda: methods.on_policy(0.0).collect(Context({}, pairs().rows.replace(ranked=False))),
+        "no ranked pairs",
+    ),
     "hypo: one sample": (lambda: methods.hypo(responses=1), "responses is 1, needed 2 or more"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,6 +87,95 @@ def after_drafts(ctx: Context) -> Rows:
     prompts = tuple((x, x, first, first, second, second) for x, (first, second) in zip(rows.prompt, asked, strict=True))
     present = None if rows.present is None else rows.present[:, order]
     return rows.replace(response=rows.response.take(columns=order), prompts=prompts, present=present)
+
+
+# --- the best and the worst of several ------------------------------------------------------------------------------
+
+Negative = Literal["none", "worst", "mean", "contrastive"]
+
+
+def extremes_law(law: Tensor, value: Tensor, n: int) -> Tensor:
+    """P(column i is the best and j the worst of n draws) [B, K, K] from the law [B, K] and the columns' values.
+
+    With M(j, i) the mass of what lies between two columns in the order of values, both counted: all n draws lie there, less those
+    samples that miss one end, M(j, i)^n - M(j + 1, i)^n - M(j, i - 1)^n + M(j + 1, i - 1)^n.
+    """
+    rank = value.argsort(dim=1, stable=True).argsort(dim=1)
+    below = torch.nn.functional.pad(law.gather(1, value.argsort(dim=1, stable=True)).cumsum(1), (1, 0))  # [B, K + 1]
+    mass = lambda last, first: (below[:, last][:, :, None] - below[:, first][:, None, :]).clamp(min=0) ** n
+    upto, before = slice(1, None), slice(0, -1)
+    inner = mass(before, upto)  # of neighbours nothing lies between, and clamp makes it 0 where first > last
+    ordered = (mass(upto, before) - mass(upto, upto) - mass(before, before) + inner).tril().clamp(min=0)
+    return ordered.gather(1, rank[:, :, None].expand_as(ordered)).gather(2, rank[:, None, :].expand_as(ordered))
+
+
+class Ends(NamedTuple):
+    """What the columns of rows are trained for."""
+
+    beats: Tensor  # [B, K, K] sure outcomes
+    best: Tensor  #  [B, K] the law of the best
+    worse: Tensor  # [B, K] the law of what is pushed down
+    pairs: Tensor  # [B, K, K] how often two columns are best and worst
+
+
+def ends_given(rows: Rows) -> Ends:
+    """Column 0 and column 1 of ranked pairs."""
+    if not rows.ranked or rows.response is None:
+        raise PreftuneError("a part of the rows is to be given pairs, but the data have no ranked pairs; give them, or fraction=1")
+    first, second = torch.eye(2, dtype=torch.float64).expand(len(rows), -1, -1).unbind(1)
+    p = torch.ones(len(rows), dtype=torch.float64) if rows.prefer is None else rows.prefer.double().cpu()
+    upper = p[:, None, None].expand(-1, 2, 2)
+    return Ends(_antisymmetric(upper), first, second, first[:, :, None] * second[:, None, :])
+
+
+def ends_drawn(P: Tensor, law: Tensor | None, n: int, negative: Negative, margin: float) -> Ends:
+    """Of n draws whose preferences are P [B, K, K]: of K = n columns, or in expectation where the columns enumerate a law."""
+    value = P.mean(2) if law is None else (P @ law.unsqueeze(-1)).squeeze(-1)
+    if law is None:
+        best, worst = (torch.nn.functional.one_hot(at, n).to(P) for at in (value.argmax(1), value.argmin(1)))
+        both = best[:, :, None] * worst[:, None, :]
+    else:
+        both = extremes_law(law, value, n)
+    apart = (value[:, :, None] - value[:, None, :] > margin).to(P)
+    best, pairs = both.sum(2), both * apart
+    drawn = torch.full_like(best, 1 / n) if law is None else law
+    return Ends(apart, best, (n * drawn - best) / (n - 1) if negative == "mean" else pairs.sum(1), pairs)
+
+
+def side_by_side(one: Ends, other: Ends, share: Tensor) -> Ends:
+    """The columns of both; `share` [B] of a row is the other's."""
+    weighed = [(1 - share, one), (share, other)]
+    wide = lambda name: torch.cat([w[:, None] * getattr(ends, name) for w, ends in weighed], 1)
+    blocks = lambda square: torch.stack([torch.block_diag(*parts) for parts in zip(*square, strict=True)])
+    pairs = blocks([w[:, None, None] * ends.pairs for w, ends in weighed])
+    return Ends(blocks([one.beats, other.beats]), wide("best"), wide("worse"), pairs)
+
+
+def best_and_worst(ctx: Context, *, responses: int, negative: Negative, margin: float, fraction: float) -> Rows:
+    """Of `responses` answers of the policy the best and what is to become rarer; with fraction < 1 some rows have given pairs instead.
+
+    A response's value is its mean win rate against the others, or against the policy's law. Where the law is enumerated, best and
+    worst are so in expectation over that many draws, and given pairs count 1 - fraction of each row; drawn, a row is one or the other.
+
+    extra: calibration [B, K], the law of the best; worse [B, K], of what is pushed down; pairs [B, K, K], of best and worst together.
+    Best and worst whose values are no farther apart than `margin` make no pair and push nothing down.
+    """
+    rows = ctx.feed
+    if fraction == 0:
+        ends, y = ends_given(rows), rows.response.take(columns=[0, 1])
+    else:
+        y = ctx.roles["current"].sample(rows, responses, ctx.key.fold("pair"))
+        ends = ends_drawn(compared(ctx, y, "soft"), y.law, responses, negative, margin)
+    if 0 < fraction < 1:
+        tossed = (torch.from_numpy(ctx.key.fold("source").uniform(rows.id)) < fraction).double()
+        ends = side_by_side(ends_given(rows), ends, torch.full_like(tossed, fraction) if y.law is not None else tossed)
+        y = rows.response.take(columns=[0, 1]).join(y)
+    extra = {"calibration": ends.best, "worse": ends.worse * (negative != "none"), "pairs": ends.pairs}
+    read = extra["calibration"] + extra["worse"] > 0
+    return rows.replace(response=y, present=None if read.all() else read, ranked=False, prefer=None, beats=ends.beats, extra=extra)
+
+
+best_and_worst.makes = ("beats", "calibration", "worse", "pairs")  # type: ignore[attr-defined]
 
 
 def known(label: Label) -> Label:

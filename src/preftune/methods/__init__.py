@@ -53,6 +53,7 @@ from .nash_md_pg import nash_md_pg
 from .nca import nca
 from .odpo import odpo
 from .ofs_dpo import ofs_dpo
+from .on_policy import on_policy
 from .online_dpo import online_dpo
 from .online_ipo import online_ipo
 from .optimistic_egpo import egpo_optimistic
@@ -165,6 +166,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hypo": hypo,
     "ofs-dpo": ofs_dpo,
     "srpo": srpo,
+    "on-policy": on_policy,
     "zo-ranksgd": zo_ranksgd,
     # rewards: policy gradients and regression
     "ppo": ppo,

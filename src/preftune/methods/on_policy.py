@@ -1,0 +1,67 @@
+"""What makes preference fine-tuning work: on-policy samples and negative gradients (Tajwar et al. 2024), arXiv:2404.14367, as knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from ..collect.online import Negative, best_and_worst
+from ..numerics import not_negative, positive
+from ..objectives.auxiliary import add, scale
+from ..objectives.online import Link, judged_pairs, lowered, value
+from ..objectives.pairwise import PULL
+from ..reference import frozen, none
+from ..types import Method, Objective, PreftuneError
+from ..update import plain
+
+likelihood = partial(value, sign=-1)  # of the best response
+OBJECTIVES: dict[str, Callable[[float, Link, float, float], Objective]] = {
+    "none": lambda beta, loss, push, floor: likelihood,
+    "worst": lambda beta, loss, push, floor: add(likelihood, scale(partial(lowered, floor=floor), push)),
+    "mean": lambda beta, loss, push, floor: add(likelihood, scale(partial(lowered, floor=floor), push)),
+    "contrastive": lambda beta, loss, push, floor: partial(judged_pairs, beta=beta, loss=loss),
+}
+
+
+def on_policy(
+    fraction: float = 1.0,
+    refresh: Literal["step", "round"] = "step",
+    responses: int = 4,
+    negative_gradient: Negative = "contrastive",
+    margin: float = 0.0,
+    beta: float = 0.1,
+    loss: Link = "dpo",
+    push: float = 0.1,
+    floor: float = 10.0,
+) -> Method:
+    """Three axes of one method: who writes the responses, how often they are drawn anew, and whether bad ones are pushed down.
+
+    fraction           of the prompts answered by the policy; the others train on the pairs of the data, at 0 all (offline)
+    refresh            "step": fresh answers each step; "round": answers are used for the epochs of a round (sample reuse)
+    negative_gradient  "contrastive": loss ("dpo", "ipo", "hinge") with pull beta on the best against the worst; "none": the likelihood
+                       of the best (best-of-n fine-tuning); "worst", "mean": this, and push times the worst or the other responses
+                       down, until they are floor nats below the reference. Without a floor such terms have no minimum
+    margin             best and worst whose win rates differ by less make no pair
+
+    On-policy answers and negative gradients help most where good responses are rare under the reference; where they are likely
+    already, fine-tuning on the given ones is as good. fraction=0 and "none" is sft on the chosen (summed); fraction=0 is dpo, ipo or
+    hinge; "contrastive" on answers of similar quality may lower both. A diagnostic: which knob matters depends on the data.
+    """
+    if negative_gradient not in OBJECTIVES or refresh not in ("step", "round"):
+        raise PreftuneError(
+            f"negative_gradient is {negative_gradient!r} and refresh {refresh!r}, needed {', '.join(OBJECTIVES)}, and step or round"
+        )
+    if not 0 <= fraction <= 1 or responses < 2:
+        raise PreftuneError(f"fraction is {fraction} and responses {responses}, needed 0 <= fraction <= 1 and responses >= 2")
+    positive("beta", beta, PULL)
+    not_negative("margin", margin, "it is a difference of win rates")
+    return Method(
+        OBJECTIVES[negative_gradient](beta, loss, push, floor),
+        partial(best_and_worst, responses=responses, negative=negative_gradient, margin=margin, fraction=fraction),
+        none if negative_gradient == "none" else frozen,
+        plain,
+        collect_every="run" if fraction == 0 else refresh,
+        reads="prompts" if fraction == 1 else "responses",
+        columns=2,
+    )
