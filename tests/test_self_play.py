@@ -197,10 +197,10 @@ def test_a_magnet_that_moves_at_every_step_makes_multiplicative_weights() -> Non
 def test_constant_steps_take_nash_md_to_the_equilibrium_of_a_stronger_pull(eta: float, floor: float) -> None:
     """rand10, tau = .1: the mixture is the equilibrium of tau / (1 - eta tau), the policy the best response to it, of gap `floor`."""
     P, mu, tau = game("rand10"), reference_logits(10), 0.1
-    log_p = Play(methods.nash_md(tau, mixture=eta * tau), P, mu, mu, rate(eta, tau, 10)).step(700).log_p[0]
+    log_p = Play(methods.nash_md(tau, mixture=eta * tau), P, mu, mu, rate(eta, tau, 10)).step(400).log_p[0]
     mixture = nash.regularised_nash(P, mu, tau / (1 - eta * tau))
-    same(mixed(log_p, mu, eta * tau), mixture, 1e-11)
-    same(log_p, nash.best_response(P, mixture, mu, tau), 1e-11)
+    same(mixed(log_p, mu, eta * tau), mixture, 1e-6)
+    same(log_p, nash.best_response(P, mixture, mu, tau), 1e-6)
     assert nash.regularised_gap(P, log_p, mu, tau).item() == pytest.approx(floor, rel=0.02)  # two digits known
 
 
@@ -248,21 +248,21 @@ def test_the_fixed_point_of_a_mixture_is_the_best_response_to_the_equilibrium_of
 def test_ipo_md_and_nash_md_pg_run_to_that_fixed_point() -> None:
     mu = reference_logits(3)
     for method, lr in ((methods.ipo_md(0.3, b=0.25), 0.1), (methods.nash_md_pg(0.3, mixture=0.25), 1.0)):
-        log_p = Play(method, RPS, mu, mu, lr).step(700).log_p[0]
-        same(mixed(log_p, mu, 0.25), nash.regularised_nash(RPS, mu, 0.4), 1e-9)
+        log_p = Play(method, RPS, mu, mu, lr).step(400).log_p[0]
+        same(mixed(log_p, mu, 0.25), nash.regularised_nash(RPS, mu, 0.4), 1e-7)
 
 
 def test_ipo_md_on_pairs_of_the_reference_is_solved_by_the_best_response_to_it() -> None:
     """b = 1, one exact minimisation: softmax(log mu + P mu / tau)."""
-    P, start, mu = batch(6)
+    P, start, mu = batch(5, games=2)
     same(Play(methods.ipo_md(0.4, b=1.0), P, start, mu).step().log_p, mu + beaten(P, mu) / 0.4)
 
 
 def test_nash_ema_pg_settles_at_the_equilibrium_itself() -> None:
     mu = reference_logits(3)
-    played = Play(methods.nash_ema_pg(0.3, decay=0.9), RPS, mu, mu, 1.0).step(700)
-    same(played.log_p[0], nash.regularised_nash(RPS, mu, 0.3), 1e-9)
-    same(played.learner.roles["slow"].logits.log_softmax(-1), played.log_p, 1e-9)
+    played = Play(methods.nash_ema_pg(0.3, decay=0.9), RPS, mu, mu, 1.0).step(500)
+    same(played.log_p[0], nash.regularised_nash(RPS, mu, 0.3), 1e-6)
+    same(played.learner.roles["slow"].logits.log_softmax(-1), played.log_p, 1e-6)
 
 
 def test_the_opponent_of_the_policy_gradient_may_be_its_mixture_with_itself() -> None:
@@ -314,7 +314,7 @@ ROUNDS: dict[str, tuple[Callable[[float], Method], Callable[..., Tensor]]] = {  
 def test_a_round_on_random_games_is_the_closed_form(name: str, eta: float) -> None:
     """Two rounds: the second also shows that reference and last policy moved as they should. Both begin at the reference."""
     make, form = ROUNDS[name]
-    P, start, _ = batch(7, games=5)
+    P, start, _ = batch(5, games=2)
     played, theta = Play(make(eta), P, start, start), start
     for _ in range(2):
         theta = form(theta, start, P, eta)
@@ -342,10 +342,10 @@ def test_inpo_whose_whole_pull_is_to_the_reference_forgets_the_last_policy() -> 
 
 
 def test_inpo_reaches_the_regularised_equilibrium_where_its_step_is_small_enough_and_circles_where_not() -> None:
-    """Rock-paper-scissors: mirror descent settles for steps 1 / eta below 2 tau / (tau^2 + s^2): 2.159 at tau = .1, all of inpo's at .3."""
+    """Rock-paper-scissors: mirror descent settles for steps 1 / eta below 2 tau / (tau^2 + s^2): 2.159 at tau = .1, all of inpo's at .5."""
     mu = reference_logits(3)
-    settled, circling = (Play(methods.inpo(tau, eta=1 / step), RPS, mu, mu).step(60).log_p[0] for tau, step in ((0.3, 1.0), (0.1, 4.0)))
-    same(settled, nash.regularised_nash(RPS, mu, 0.3), 1e-6)
+    settled, circling = (Play(methods.inpo(tau, eta=1 / step), RPS, mu, mu).step(25).log_p[0] for tau, step in ((0.5, 1.0), (0.1, 4.0)))
+    same(settled, nash.regularised_nash(RPS, mu, 0.5), 1e-6)
     assert nash.regularised_gap(RPS, circling, mu, 0.1) > 1e-2
 
 
@@ -354,19 +354,19 @@ def test_inpo_with_a_growing_inverse_step_keeps_its_bound() -> None:
     P, mu, tau, largest = game("rand10"), reference_logits(10), 0.1, 0.0
     log_star = nash.regularised_nash(P, mu, tau)
     played = Play(methods.inpo(tau), P, mu, mu)
-    for t in range(60):
-        method = methods.inpo(tau, eta=max(tau * (t + 2) / 2, tau))
+    for t in range(30):
+        method = methods.inpo(tau, eta=tau * (t + 2) / 2)
         played.learner.learner.method = method
         log_p = played.step().log_p[0]
         largest = max(largest, float((log_p - mu).abs().max()))
         C = max(largest * tau, 1.0)
         assert (log_star.exp() * (log_star - log_p)).sum() <= 32 * C**2 / (tau**2 * (t + 2))
-    assert nash.regularised_gap(P, log_p, mu, tau) < 1e-3
+    assert nash.regularised_gap(P, log_p, mu, tau) < 1e-2
 
 
 def test_a_round_of_dno_gains_what_it_moves() -> None:
     """P(pi_t+1 beats pi_t) = 1/2 + eta [KL(pi_t+1, pi_t) + KL(pi_t, pi_t+1)], exactly."""
-    P, start, _ = batch(6, games=6)
+    P, start, _ = batch(5, games=2)
     before, after = start.log_softmax(-1), Play(methods.dno(eta=0.7), P, start, start).step().log_p
     gained = (after.exp() * beaten(P, before)).sum(-1) - 0.5
     moved = ((after.exp() - before.exp()) * (after - before)).sum(-1)
@@ -381,38 +381,41 @@ def test_dno_ends_at_the_same_policy_whatever_the_law_of_its_pairs() -> None:
     same(Play(odd, P[:1], start, start).step().log_p, nash.hedge_step(start, P[:1], 2.0))
 
 
-@pytest.mark.parametrize(("eta", "distance"), [(1.0, 0.0012), (5.0, 0.082)])
-def test_sppo_misses_multiplicative_weights_for_want_of_a_normaliser(eta: float, distance: float) -> None:
-    """Total variation from (.6, .3, .1) on rock-paper-scissors; centred it is the step itself (above)."""
-    found = Play(methods.sppo(eta=eta, train_on="all"), RPS, SKEWED, SKEWED).step().log_p[0].exp()
-    step = nash.hedge_step(SKEWED, RPS, eta).softmax(-1)
-    assert 0.5 * (found - step).abs().sum().item() == pytest.approx(distance, rel=0.05)  # two digits known
+@pytest.mark.parametrize(
+    ("name", "eta", "distance"), [("rps", 1.0, 0.0012), ("rps", 5.0, 0.082), ("rand10", 1.0, 0.0003), ("rand10", 5.0, 0.055)]
+)
+def test_sppo_misses_multiplicative_weights_for_want_of_a_normaliser(name: str, eta: float, distance: float) -> None:
+    """Total variation, from (.6, .3, .1) and from the reference; centred it is the step itself (above)."""
+    P, start = game(name), SKEWED if name == "rps" else reference_logits(10)
+    found = Play(methods.sppo(eta=eta, train_on="all"), P, start, start).step().log_p[0].exp()
+    step = nash.hedge_step(start, P, eta).softmax(-1)
+    assert 0.5 * (found - step).abs().sum().item() == pytest.approx(distance, rel=0.05, abs=6e-5)  # up to two digits known
 
 
 def test_multiplicative_weights_go_to_the_winner_of_a_transitive_game_and_leave_a_cyclic_one() -> None:
     """Rock-paper-scissors from beside the equilibrium: the gap of the last iterate grows, that of the average falls."""
     sppo = methods.sppo(eta=5.0, train_on="all", centred=True)
     strengths = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
-    winner = Play(sppo, torch.sigmoid(strengths[:, None] - strengths), UNIFORM, UNIFORM).step(20).log_p[0].exp()
+    winner = Play(sppo, torch.sigmoid(strengths[:, None] - strengths), UNIFORM, UNIFORM).step(12).log_p[0].exp()
     assert winner[1] > 0.99
     start = torch.tensor([0.1, 0.0, 0.0], dtype=torch.float64)
-    played, total, last = Play(methods.dno(eta=0.5), RPS, start, start), torch.zeros(3, dtype=torch.float64), []
-    for _ in range(30):
+    played, total, last = Play(methods.dno(eta=0.4), RPS, start, start), torch.zeros(3, dtype=torch.float64), []
+    for _ in range(20):
         p = played.step().log_p[0].exp()
         total, last = total + p, [*last, float(nash.duality_gap(RPS, p))]
     assert min(last[-10:]) > 3 * last[0]
-    assert nash.duality_gap(RPS, total / 30) < 0.2 * min(last[-10:])
+    assert nash.duality_gap(RPS, total / 20) < 0.3 * min(last[-10:])
 
 
 # --- momentum between rounds --------------------------------------------------------------------------------------------
 
 
 def test_nesterov_without_momentum_is_the_wrapped_method_bit_for_bit() -> None:
-    P, start, _ = batch(5, games=3)
+    P, start, _ = batch(4, games=1)
     for inner, wrapped in (("dpo", methods.online_dpo(beta=2.0)), ("sppo", methods.sppo(eta=0.5, train_on="all", centred=True))):
         iterated = replace(wrapped, collect_every="round", reference=soft(1.0))
         first, second = (Play(method, P, start, start) for method in (methods.apo_nesterov(alpha=0.0, beta=2.0, inner=inner), iterated))
-        assert torch.equal(first.step(3).log_p, second.step(3).log_p)
+        assert torch.equal(first.step(2).log_p, second.step(2).log_p)
 
 
 def test_nesterov_goes_on_by_a_share_of_the_move_and_the_first_round_has_none_before_it() -> None:
@@ -437,17 +440,27 @@ SUBOPTIMALITY = {  # alpha: after 5, 10, 20, 40 rounds
 }
 
 
+REWARD = torch.from_numpy(np.random.default_rng(0).normal(size=5))
+
+
+def test_the_inner_dpo_of_nesterov_is_solved_by_the_reward_of_its_labels() -> None:
+    """Bradley-Terry, beta = .5: hat_1 = start + r / beta, hat_2 = hat_1 + (1 + alpha) r / beta."""
+    P, start = torch.sigmoid(REWARD[:, None] - REWARD), reference_logits(5)
+    played = Play(methods.apo_nesterov(alpha=0.4, beta=0.5), P, start, start)
+    for moves in (1.0, 1.0 + 1.4):
+        same(played.step().learner.roles["hat"].logits.log_softmax(-1), start + moves * REWARD / 0.5)
+
+
 @pytest.mark.parametrize("alpha", SUBOPTIMALITY)
 def test_under_a_fixed_reward_the_moves_add_up_to_a_larger_step(alpha: float) -> None:
-    """DPO on Bradley-Terry labels of five rewards, beta = 10: hat_k = start + r / beta sum_j (1 - alpha^j) / (1 - alpha)."""
-    reward, beta = torch.from_numpy(np.random.default_rng(0).normal(size=5)), 10.0
-    P, start = torch.sigmoid(reward[:, None] - reward), torch.zeros(5, dtype=torch.float64)
-    played, found = Play(methods.apo_nesterov(alpha, beta=beta), P, start, start), []
+    """beta = 10, each round solved by its closed form (above): hat_k = start + r / beta sum_j (1 - alpha^j) / (1 - alpha), j = 1 .. k."""
+    roles, found = {name: TabularPolicy(torch.zeros(1, 5)) for name in ("current", "reference", "hat")}, []
     for k in range(1, 41):
-        played.step()
-        hat = played.learner.roles["hat"].logits.detach()[0]
-        same(hat.log_softmax(-1), reward / beta * sum((1 - alpha**j) / (1 - alpha) for j in range(1, k + 1)), 1e-10)
-        found += [float(reward.max() - hat.softmax(-1) @ reward)] if k in (5, 10, 20, 40) else []
+        roles["current"].load({"logits": roles["reference"].logits.detach() + REWARD / 10})
+        roles = extrapolated(alpha)(roles)
+        hat = roles["hat"].logits.detach()[0]
+        same(hat.log_softmax(-1), REWARD / 10 * sum((1 - alpha**j) / (1 - alpha) for j in range(1, k + 1)))
+        found += [float(REWARD.max() - hat.softmax(-1) @ REWARD)] if k in (5, 10, 20, 40) else []
     assert found == pytest.approx(SUBOPTIMALITY[alpha], abs=6e-5)  # four digits known
 
 
@@ -481,7 +494,7 @@ def sampled(method: Method, P: Tensor, logits: Tensor, previous: Tensor, n: int)
 
 
 def test_hard_labels_of_inpo_agree_with_win_rates_in_expectation_for_two_draws_and_not_for_best_against_worst() -> None:
-    """5,000 rows each. Two draws and a drawn label: within 4 standard errors of the exact gradient, each below 5% of the largest entry.
+    """5,000 rows. Two draws and a drawn label: within 4 standard errors of the exact gradient, each below 5% of the largest entry.
 
     The tournament's mean gradient is off by more than 10 of its standard errors.
     """
@@ -493,8 +506,14 @@ def test_hard_labels_of_inpo_agree_with_win_rates_in_expectation_for_two_draws_a
     rows = Rows(("game",), (0,), winrate=p @ P.T, law=p)
     s = Scored(rows, logp, torch.zeros(1, 4, dtype=torch.float64), other={"previous": previous.log_softmax(-1)})
     expected = torch.autograd.grad(exact.objective(s).row.sum(), policy.logits)[0][0]
-    for labels, responses in (("winrate", 3), ("sampled", 2), ("sampled", 3), ("tournament", 8)):
-        each = sampled(methods.inpo(tau=1.0, eta=2.0, labels=labels, responses=responses), P, logits, previous, 5_000)
+    for labels, responses in (("winrate", 3), ("sampled", 2), ("sampled", 3), ("tournament", 4)):
+        each = sampled(
+            methods.inpo(tau=1.0, eta=2.0, labels=labels, responses=responses),
+            P,
+            logits,
+            previous,
+            2_000 if labels == "tournament" else 5_000,
+        )
         error, standard = each.mean(0) - expected, each.std(0) / len(each) ** 0.5
         if labels == "tournament":
             assert (error.abs() / standard).max() > 10
