@@ -549,3 +549,20 @@ def test_a_run_by_rounds_keeps_what_the_policy_thought_when_it_answered(name: st
     same(first.extra["old_logp"], torch.full((2, 4, 1), -math.log(3), dtype=torch.float64).tolist())
     assert (second.extra["old_logp"] - first.extra["old_logp"]).abs().max() > 1e-3
     assert ("old_value" in second.extra) == (name == "ppo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo", "copg", "spo-minimax"])
+def test_a_language_model_learns_what_the_judge_rewards(name: str, tmp_path: Path) -> None:
+    """Kind words: ratings of fresh answers start near 0 and rise by 4.3 to 6.3 in 15 steps, over three seeds and all methods."""
+    from test_composition_on_text import judge, language, run, sentences
+    from text_fixtures import Record
+
+    policy = language()
+    policy.max_new_tokens = 8
+    method = methods.METHODS[name](responses=4, **({"collect_every": "step"} if name == "ppo" else {}))
+    rows = policy.encode([Record(f"row {i}", prompt, []) for i, prompt in enumerate(sentences(48, "prompts"))])[0]
+    rating = lambda: float(judge().score(rows, policy.sample(rows, 4, Key.of(5)), Key.of(0)).mean())
+    before = rating()
+    run(policy, method, rows, tmp_path, judge(), steps=15, lr=0.01, beta1=0.0)
+    assert rating() > before + 3.5
