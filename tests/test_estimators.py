@@ -8,6 +8,7 @@ answer with their laws, and with a formula that knows neither.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from all_facts import merged
 from preftune import methods
 from preftune.collect.draw import against_opponent
-from preftune.exact.games import random_game
+from preftune.exact.games import bradley_terry, random_game
 from preftune.judges.exact import PreferenceTable
 from preftune.learner import GradientLearner
 from preftune.methods import METHODS
@@ -91,7 +92,7 @@ class Enumerated:
 class World:
     """A game of four answers with rewards, and a policy for every role, all of them different."""
 
-    P: Tensor = field(default_factory=lambda: random_game(N, 5))
+    P: Tensor = field(default_factory=lambda: random_game(N, 3))  # two of its four triples are circles
     reward: Tensor = field(default_factory=lambda: normal(7, N))
     heads: Tensor = field(default_factory=lambda: normal(8, N))
 
@@ -322,6 +323,7 @@ FACTS: dict[str, Fact] = {
     "hypo": Fact(
         partial(methods.hypo, lam=0.3), lambda w: -torch.nn.functional.logsigmoid(0.1 * (w.h[2] - w.h[1])) + w.objective(0 * w.P[0], 0.3)
     ),
+    "on-policy": Fact(methods.on_policy, apart="which of four is best is said by how they fare against one another, not against the law"),
     # rewards
     "rloo": Fact(methods.rloo, lambda w: w.objective(w.reward, 0.05)),
     "rloo by comparisons": Fact(partial(methods.rloo, responses=3, reward="winrate"), lambda w: w.objective(w.P @ w.pi, 0.05)),
@@ -389,6 +391,15 @@ def test_the_exact_gradient_is_that_of_the_loss_as_a_function_of_the_law(name: s
     assert distance(mean_gradient(fact.method()), gradient_of(fact.formula)) < EXACT
 
 
+@pytest.mark.parametrize("negative", ["none", "worst", "mean", "contrastive"])
+def test_the_best_and_the_worst_of_a_transitive_judge_have_an_exact_law(negative: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Bradley-Terry the order by win rates is the order of the rewards, whoever one is compared with."""
+    monkeypatch.setattr(sys.modules[__name__], "WORLD", World(P=bradley_terry(WORLD.reward)))
+    method = methods.on_policy(responses=3, negative_gradient=negative)
+    drawn, exact = sampled_gradient(method), mean_gradient(method)
+    assert exact.abs().max() > 1e-3 and distance(drawn, exact) < EXACT
+
+
 def distance(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest entry expected."""
     return float((found - expected).abs().max() / expected.abs().max())
@@ -401,11 +412,12 @@ SAMPLED_LABELS = {
 
 
 @pytest.mark.parametrize("name", SAMPLED_LABELS)
-def test_labels_drawn_with_the_judges_probability_train_as_the_probability_does(name: str) -> None:
+def test_labels_drawn_with_the_judges_probability_train_as_the_probability_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels are no draws of a policy: 60 times 20 labels for every pair, within 4.5 standard errors.
 
     Power: the error is below 3 % of the largest entry, asserted; a label the wrong way round is off by 200 %.
     """
+    monkeypatch.setattr(sys.modules[__name__], "WORLD", World(P=random_game(N, 5)))  # whose gradient is large beside the noise
     drawn, soft = SAMPLED_LABELS[name]
     exact, n = mean_gradient(soft), 60
     found = torch.stack([mean_gradient(drawn, Tape(draws_of(drawn)), 20, Key.of(seed)) for seed in range(n)])
