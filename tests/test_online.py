@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import root
 from torch import Tensor
 
-from preftune import methods
+from preftune import methods, training
+from preftune.collect import store
+from preftune.collect.online import extremes_law
 from preftune.exact.games import bradley_terry, game, reference_logits
 from preftune.exact.nash import regularised_nash
 from preftune.judges.exact import PreferenceTable
 from preftune.learner import GradientLearner
+from preftune.log import Log
 from preftune.policies.tabular import TableResponses, TabularPolicy
+from preftune.training import RowsFeed, TrainConfig
 from preftune.types import Context, Key, Method, PreftuneError, Rows
 from test_methods_on_tables import RPS, Array, all_pairs, learn, log_p, normalised, play, random_game, softmax
 
@@ -135,15 +142,32 @@ def test_a_tie_makes_no_pair_under_the_threshold() -> None:
     assert told["decided"] == told["loss"] == 0 and np.array_equal(learner.policy.logits.detach().numpy(), START)
 
 
+def test_optimism_has_no_minimum_where_it_outweighs_the_wins_of_a_response() -> None:
+    """Two responses, 1 wins a quarter: far out the slope in the gap is beta (1/4 - alpha pi_cal(1)), here pi_cal(1) = .7."""
+    P, mu = np.array([[0.5, 0.75], [0.25, 0.5]]), np.log(np.array([[0.3, 0.7]]))
+
+    def loss(alpha: float, g: float) -> float:
+        learner = learn(methods.vpo(0.5, alpha), mu, mu, 1.0)
+        pair = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]], dtype=torch.float64)
+        extra = {"pairs": pair, "calibration": torch.as_tensor(mu).exp()}
+        learner.policy.logits.data.copy_(torch.tensor([[g, 0.0]]) + torch.as_tensor(mu))
+        rows = Rows(("game",), (0,), TableResponses(torch.tensor([[0, 1]])), beats=torch.as_tensor(P)[None], extra=extra)
+        return float(learner.method.objective(learner.score(rows)).row.detach())
+
+    for alpha in (0.3, 1.0):
+        slope = (loss(alpha, 300.0) - loss(alpha, 200.0)) / 100
+        assert abs(slope - 0.5 * (0.25 - alpha * 0.7)) < 1e-12
+
+
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 
-def per_row(method: Method, exact: bool, feed: Rows, start: Array = START, log_mu: Array = LOG_MU) -> Tensor:
+def per_row(method: Method, exact: bool, feed: Rows, P: Array | Tensor = P5) -> Tensor:
     """d loss_b / d theta [B, n]."""
-    learner = learn(method, start, log_mu, 1.0, exact=exact)
+    learner = learn(method, START, LOG_MU, 1.0, exact=exact)
     learner.roles["reference"].exact = exact
     roles = {**learner.roles, "opponent": learner.policy}
-    s = learner.score(method.collect(Context(roles, feed, (PreferenceTable(torch.as_tensor(P5)),), key=Key.of(11))))
+    s = learner.score(method.collect(Context(roles, feed, (PreferenceTable(torch.as_tensor(P)),), key=Key.of(11))))
     (g,) = torch.autograd.grad(method.objective(s).row.sum(), s.logp)
     p = learner.policy.probabilities()
     return torch.zeros(len(feed), p.shape[1], dtype=torch.float64).scatter_add(1, s.rows.response.index, g) - g.sum(1, keepdim=True) * p
@@ -232,7 +256,7 @@ def test_hypo_keeps_the_reference_where_no_pair_looks() -> None:
 
     dpo: the gap of logits 0 and 1 grows by logit(.8) / .1 = 13.86, half of it each, while logit 2 stands still.
     """
-    alone, kept = ends(methods.dpo(0.1), 100.0, 600), ends(methods.hypo(0.1, lam=0.01), 20.0, 2000)
+    alone, kept = ends(methods.dpo(0.1), 200.0, 250), ends(methods.hypo(0.1, lam=0.01), 150.0, 400)
     np.testing.assert_allclose(np.exp(alone)[2], 0.0009, atol=5e-5)
     np.testing.assert_allclose(np.exp(kept), (0.520, 0.000, 0.480), atol=5e-4)
     np.testing.assert_allclose(kept[0] - kept[2], MU3[0, 0] - MU3[0, 2], atol=1e-3)
@@ -241,7 +265,7 @@ def test_hypo_keeps_the_reference_where_no_pair_looks() -> None:
 
 def test_a_strong_online_term_holds_hypo_at_the_reference() -> None:
     """The distance falls as 1 / lam: the pair's slope is at most beta / 2."""
-    apart = [np.abs(ends(methods.hypo(0.1, lam=lam), 1.0 / lam, 400) - MU3[0]).max() for lam in (1.0, 10.0, 100.0)]
+    apart = [np.abs(ends(methods.hypo(0.1, lam=lam), 1.0 / lam, 150) - MU3[0]).max() for lam in (1.0, 10.0, 100.0)]
     assert apart[0] > 8 * apart[1] > 60 * apart[2] > 0
 
 
@@ -281,8 +305,8 @@ def test_a_step_of_srpo_is_its_closed_form() -> None:
     np.testing.assert_allclose(log_p(learner), normalised(start - 0.5 * slope), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("w", [0.1, 0.5, 0.9])
-def test_srpo_ends_at_its_solution_from_anywhere_whatever_the_weights(w: float) -> None:
+@pytest.mark.parametrize(("w", "steps"), [(0.1, 300), (0.5, 300), pytest.param(0.9, 1500, marks=pytest.mark.slow)])
+def test_srpo_ends_at_its_solution_from_anywhere_whatever_the_weights(w: float, steps: int) -> None:
     """The Borda trap, mu uniform, beta = .2; the generator prefers what is beaten least by its improver, not what wins most."""
     P, mu = game("borda-trap"), np.full(3, 1 / 3)
     expected = [
@@ -294,8 +318,9 @@ def test_srpo_ends_at_its_solution_from_anywhere_whatever_the_weights(w: float) 
     np.testing.assert_allclose(np.exp(solution(P.numpy(), mu, 0.2)), expected, atol=6e-7)
     start = np.random.default_rng(int(10 * w)).normal(size=(4, 3))
     learner = improving(methods.srpo(0.2, 1 - w, w), start, np.zeros((4, 3)), 12.0)
-    for number in range(1500):
-        told = play(learner, P, number, feed=all_pairs(P))
+    pairs = all_pairs(P)
+    for number in range(steps):
+        told = play(learner, P, number, feed=pairs)
     np.testing.assert_allclose(learner.policy.probabilities(), np.exp(solution(P.numpy(), mu, 0.2)), rtol=0, atol=1e-8)
     assert told["loss"] < 1e-16
 
@@ -320,3 +345,113 @@ def test_srpo_stays_at_the_reference_where_nothing_is_preferred() -> None:
 def test_a_table_without_laws_for_drafts_says_so() -> None:
     with pytest.raises(PreftuneError, match="TabularPolicy.improving"):
         play(learn(methods.srpo(), START, LOG_MU, 1.0), P5, feed=one_pair())
+
+
+# --- on-policy samples and negative gradients -----------------------------------------------------------------------
+
+
+def enumerated_extremes(p: Array, value: Array, n: int) -> Array:
+    """P(best, worst) of n draws, by going through all p^n of them; of equal values the first is the worst and the last the best."""
+    found = np.zeros((len(p), len(p)))
+    for draw in itertools.product(range(len(p)), repeat=n):
+        order = sorted(draw, key=lambda y: (value[y], y))
+        found[order[-1], order[0]] += np.prod(p[list(draw)])
+    return found
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_law_of_best_and_worst_is_that_of_all_samples(n: int) -> None:
+    draw = np.random.default_rng(n)
+    p, value = draw.dirichlet(np.ones(4)), np.array([0.3, 0.9, 0.3, 0.1])
+    found = extremes_law(torch.as_tensor(p)[None], torch.as_tensor(value)[None], n)[0]
+    np.testing.assert_allclose(found, enumerated_extremes(p, value, n), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["none", "worst", "mean", "contrastive"])
+def test_sampled_gradients_of_best_and_worst_are_the_exact_ones_in_expectation(kind: str) -> None:
+    """Sure outcomes of a transitive game, where a sample of three orders itself as the whole law does. As above, 20000 rows."""
+    sure = torch.arange(5, dtype=torch.float64)
+    P = 0.5 + 0.5 * (sure[:, None] - sure).sign()
+    method = methods.on_policy(responses=3, negative_gradient=kind, beta=0.3, push=0.5)
+    exact = per_row(method, True, Rows(("game",), (0,)), P=P)[0]
+    drawn = per_row(method, False, Rows(tuple(map(str, range(20000))), (0,) * 20000), P=P)
+    error = drawn.std(0) / 20000**0.5
+    assert (error < 0.06 * exact.abs().max()).all()
+    assert ((drawn.mean(0) - exact).abs() < 4 * error).all()
+
+
+def test_a_share_of_given_pairs_enters_a_step_by_its_share() -> None:
+    """Enumerated, the gradient is the mixture; drawn, each row is one or the other, and what is not read is not scored."""
+    pair = one_pair(1.0)
+    mixed, given, fresh = (per_row(methods.on_policy(f, beta=0.3), True, pair)[0] for f in (0.3, 0.0, 1.0))
+    torch.testing.assert_close(mixed, 0.7 * given + 0.3 * fresh, rtol=0, atol=1e-14)
+    learner = learn(methods.on_policy(0.3), START, LOG_MU, 1.0, exact=False)
+    many = pair.take([0] * 2000).replace(id=tuple(map(str, range(2000))))
+    rows = learner.method.collect(Context(learner.roles, many, (PreferenceTable(torch.as_tensor(P5)),), key=Key.of(1)))
+    own = rows.extra["calibration"][:, 2:].sum(1)
+    assert set(own.tolist()) == {0.0, 1.0} and abs(float(own.mean()) - 0.3) < 4 * (0.21 / 2000) ** 0.5
+    assert not rows.present[own == 0, 2:].any() and not rows.present[own == 1, :2].any() and (rows.present.sum(1) <= 2).all()
+
+
+def test_a_margin_drops_pairs_of_similar_quality() -> None:
+    learner = learn(methods.on_policy(margin=0.6), START, LOG_MU, 1.0)
+    assert play(learner, P5)["decided"] == 0 and np.array_equal(learner.policy.logits.detach(), START)
+
+
+def bandit(centre: int, method: Method, steps: int, lr: float, refresh: bool) -> float:
+    """Mean reward e^-((a - centre) / 10)^2 of 100 actions after steps from a reference about action 20, judged by sure comparisons."""
+    a = torch.arange(100, dtype=torch.float64)
+    reward = torch.exp(-(((a - centre) / 10) ** 2))
+    P = 0.5 + 0.5 * (reward[:, None] - reward).sign()
+    start = -0.5 * ((a - 20) / 20) ** 2
+    learner = learn(method, start[None], start[None], lr)
+    ctx = Context(learner.roles, learner.policy.rows(), (PreferenceTable(P),))
+    once = method.collect(ctx)
+    for _ in range(steps):
+        learner.descend(method.collect(ctx) if refresh else once)
+    return float(learner.policy.probabilities()[0] @ reward)
+
+
+def test_fresh_samples_help_where_the_reward_is_rare_and_negative_gradients_settle_early() -> None:
+    """Mean reward after 150 steps, best of 10; steps of both losses are alike at the start (beta lr / 2 = 1).
+
+    Reward at 70, rare under the reference: best-of-10 of its samples is .12, and of fresh ones .97; fresh contrastive pairs, dpo or
+    ipo, lead after 50 steps (.170 against .141) and then shrink onto action 64, .697: with nothing of the width left, best and worst
+    of ten are alike. Contrastive pairs of the first samples, .04, are worse than either. Reward at 20, the reference's peak: all four
+    end above .88.
+    """
+    contrast, ipo, likely = (
+        methods.on_policy(responses=10, beta=0.01, **knobs) for knobs in ({}, {"loss": "ipo"}, {"negative_gradient": "none"})
+    )
+    far = [bandit(70, contrast, 150, 200.0, True), bandit(70, ipo, 150, 0.01, True), bandit(70, likely, 150, 1.0, False)]
+    np.testing.assert_allclose(far, [0.697, 0.697, 0.122], atol=1e-3)
+    np.testing.assert_allclose([bandit(70, likely, 150, 1.0, True), bandit(70, contrast, 150, 200.0, False)], [0.973, 0.041], atol=1e-3)
+    early = [bandit(70, method, 50, lr, True) for method, lr in ((contrast, 200.0), (likely, 1.0))]
+    np.testing.assert_allclose(early, [0.170, 0.141], atol=1e-3)
+    near = [bandit(20, method, 150, lr, fresh) for method, lr in ((contrast, 200.0), (likely, 1.0)) for fresh in (True, False)]
+    assert min(near) > 0.88 and min(near[0], near[2]) > 0.99
+
+
+def test_the_rewards_of_both_responses_of_a_pair_may_fall() -> None:
+    """0 beats 1, and 2 beats both: mass leaves 0 and 1, though dpo orders them as told."""
+    P = torch.tensor([[0.5, 0.7, 0.1], [0.3, 0.5, 0.1], [0.9, 0.9, 0.5]], dtype=torch.float64)
+    learner = learn(methods.dpo(0.5), np.zeros((1, 3)), np.zeros((1, 3)), 2.0)
+    for _ in range(50):
+        learner.descend(all_pairs(P))
+    s = learner.score(one_pair())
+    told = learner.method.objective(s).metrics
+    assert told["accuracy"] == 1 and told["reward_rejected"] < told["reward_chosen"] < -0.3
+
+
+def test_a_run_by_rounds_with_some_given_pairs_keeps_its_rows(tmp_path: Path) -> None:
+    """Two rounds of two epochs: rows are stored with their weights, read back, and trained on twice."""
+    policy = TabularPolicy(torch.as_tensor(LOG_MU), exact=False)
+    method = methods.on_policy(0.5, refresh="round", responses=3)
+    feed = one_pair(1.0).take([0] * 16).replace(id=tuple(map(str, range(16))))
+    config = TrainConfig(rounds=2, epochs=2, batch=4, lr=0.1, optimiser="sgd")
+    log = Log(tmp_path, 16, progress=False)
+    outcome = training.run(policy, method, RowsFeed(feed), config, tmp_path, log, judges=(PreferenceTable(torch.as_tensor(P5)),))
+    kept = [store.load(store.path(tmp_path / "rounds", number), policy) for number in range(2)]
+    assert outcome.steps == 16
+    assert all(rows.response.shape == (16, 5) and set(rows.extra) == {"calibration", "worse", "pairs"} for rows in kept)
+    assert not torch.equal(kept[0].response.index, kept[1].response.index)

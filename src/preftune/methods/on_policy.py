@@ -44,9 +44,10 @@ def on_policy(
                        down, until they are floor nats below the reference. Without a floor such terms have no minimum
     margin             best and worst whose win rates differ by less make no pair
 
-    On-policy answers and negative gradients help most where good responses are rare under the reference; where they are likely
-    already, fine-tuning on the given ones is as good. fraction=0 and "none" is sft on the chosen (summed); fraction=0 is dpo, ipo or
-    hinge; "contrastive" on answers of similar quality may lower both. A diagnostic: which knob matters depends on the data.
+    The authors find that fresh answers and negative gradients help most where good responses are rare under the reference, and little
+    where they are likely already. On an exact bandit of theirs the first holds here; contrastive pairs lead early and then settle
+    short of best-of-n, since best and worst grow alike (tests/test_online.py). fraction=0 and "none" is sft on the chosen (summed);
+    fraction=0 is dpo, ipo or hinge. Pairs of similar quality may lower both. A diagnostic: which knob matters depends on the data.
     """
     if negative_gradient not in OBJECTIVES or refresh not in ("step", "round"):
         raise PreftuneError(
