@@ -105,6 +105,7 @@ def _besides(sheet: Mapping[str, Any]) -> list[str]:
     needs = sheet["needs"]
     words = {"a judge": "a judge labels it", "the whole batch at once": "its rows are coupled: the loss sees the whole batch"}
     found = [text for key, text in words.items() if needs[key]]
+    found += [f"further roles: {', '.join(needs['further roles'])}"] if needs["further roles"] else []
     found += [f"scores carry {', '.join(needs['computed besides'])}"] if needs["computed besides"] else []
     return found + ([f"finite up to log-ratios of {number(needs['log-ratios up to'])}"] if needs["log-ratios up to"] < 1000 else [])
 

@@ -113,11 +113,11 @@ def composition(method: Method) -> dict[str, Any]:
 
     needs = needs_of(method.objective)
     objectives = list(parts_of(method.objective))
-    docs = {one.__name__: inspect.getdoc(one) or "" for one in objectives}
+    docs = {one.__name__: inspect.getdoc(one) or "" for one in objectives or [_maker(method.update)]}  # or of the rule without gradients
     return {
         "composition": {
             "collect": name_of(method.collect),
-            "objective": " + ".join(one.__name__ for one in objectives),
+            "objective": " + ".join(one.__name__ for one in objectives) or "none",
             "reference": name_of(method.reference),
             "update": name_of(method.update),
             "rows are collected every": method.collect_every,
@@ -130,6 +130,7 @@ def composition(method: Method) -> dict[str, Any]:
             "reads where given": list(needs.optional),
             "a reference": needs.reference,
             "a judge": not method.offline,
+            "further roles": list(method.roles),
             "computed besides": [*needs.wants, *(f"head {name} ({head.size})" for name, head in method.heads.items())],
             "the whole batch at once": needs.batch,
             "log-ratios up to": needs.domain,
@@ -146,6 +147,11 @@ def name_of(part: Any) -> str:
     maker = part.__qualname__.partition(".<locals>")[0]  # soft(alpha) returns a function of its own
     given = inspect.getclosurevars(part).nonlocals
     return f"{maker}({', '.join(f'{key}={value}' for key, value in given.items())})" if given else str(maker)
+
+
+def _maker(rule: Any) -> Any:
+    """The function of its module that made an update rule, or the rule itself."""
+    return getattr(inspect.getmodule(rule), rule.__qualname__.partition(".<locals>")[0], rule)
 
 
 def relatives(function: Callable[..., Method]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -12,7 +12,6 @@ from ..types import Collect, Context, Policy, PreftuneError, Roles, Rows
 from .label import winrate
 
 Pairs = Literal["policy", "uniform"]
-Player = Callable[[Roles], Policy]
 
 
 def given(ctx: Context) -> Rows:
@@ -49,14 +48,26 @@ def mismatched(ctx: Context) -> Rows:
     return rows.replace(response=rows.response.join(rows.response.take(rows=partner)), present=present)
 
 
-def role(name: str, mixture: float = 0.0) -> Player:
-    """The policy of that role, or with mixture > 0 the geometric mixture role^(1 - mixture) * reference^mixture / Z."""
-    if not 0 <= mixture <= 1:
-        raise PreftuneError(f"mixture is {mixture}, needed 0 <= mixture <= 1: the weight of the reference in the mixture")
-    return lambda roles: roles[name].mix(roles["reference"], mixture) if mixture else roles[name]
+@dataclass(frozen=True)
+class Player:
+    """Who answers: the policy of a role, or with mixture > 0 the geometric mixture role^(1 - mixture) * reference^mixture / Z."""
+
+    role: str
+    mixture: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mixture <= 1:
+            raise PreftuneError(f"mixture is {self.mixture}, needed 0 <= mixture <= 1: the weight of the reference in the mixture")
+
+    def __call__(self, roles: Roles) -> Policy:
+        policy: Policy = roles[self.role].mix(roles["reference"], self.mixture) if self.mixture else roles[self.role]
+        return policy
+
+    def __str__(self) -> str:
+        return f"{self.role}^{1 - self.mixture:g} reference^{self.mixture:g}" if self.mixture else self.role
 
 
-CURRENT, OPPONENT = role("current"), role("opponent")
+CURRENT, OPPONENT = Player("current"), Player("opponent")
 
 
 def against_opponent(

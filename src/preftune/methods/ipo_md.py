@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..collect.draw import against, role
+from ..collect.draw import Player, against
 from ..numerics import positive
 from ..objectives import games, pairwise
 from ..reference import frozen
@@ -25,6 +25,6 @@ def ipo_md(tau: float = 1.0, b: float = 0.125, responses: int = 2, opponents: in
     model for every token.
     """
     positive("tau", tau, pairwise.PULL)
-    player, opponent = role("current", b), role("opponent", b)  # the same law: the opponent is the policy as it is
+    player, opponent = Player("current", b), Player("opponent", b)  # the same law: the opponent is the policy as it is
     collect = against(pairs="policy", responses=responses, opponents=opponents, player=player, opponent=opponent)
     return Method(partial(games.online_ipo, beta=tau), collect, frozen, plain, collect_every="step", recipe=SELF_PLAY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..collect.draw import against, role
+from ..collect.draw import Player, against
 from ..numerics import not_negative
 from ..objectives import pairwise, policy_gradient
 from ..objectives.policy_gradient import Baseline
@@ -26,6 +26,6 @@ def nash_ema_pg(tau: float = 0.008, decay: float = 0.999, responses: int = 1, op
     if opponents < 1:
         raise PreftuneError(f"opponents is {opponents}, needed 1 or more: the opponent is the slow policy, which nash-ema-pg is about")
     least = 1 if baseline == "none" else 2
-    collect = against(pairs="policy", responses=responses, opponents=opponents, opponent=role("slow"), least=least)
+    collect = against(pairs="policy", responses=responses, opponents=opponents, opponent=Player("slow"), least=least)
     objective = partial(policy_gradient.regularised_pg, beta=tau, baseline=baseline)
     return Method(objective, collect, ema(decay), plain, collect_every="step", reference_every=1, recipe=SELF_PLAY, roles=("slow",))

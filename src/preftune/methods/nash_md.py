@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..collect.draw import Pairs, against, role
+from ..collect.draw import Pairs, Player, against
 from ..numerics import positive
 from ..objectives import games, pairwise
 from ..reference import frozen
@@ -27,5 +27,5 @@ def nash_md(tau: float = 0.1, mixture: float = 0.125, pairs: Pairs = "uniform", 
     positive("tau", tau, pairwise.PULL)
     if opponents < 1:
         raise PreftuneError(f"opponents is {opponents}, needed 1 or more: the opponent is the mixture, which nash-md is about")
-    collect = against(pairs=pairs, responses=responses, opponents=opponents, opponent=role("opponent", mixture))
+    collect = against(pairs=pairs, responses=responses, opponents=opponents, opponent=Player("opponent", mixture))
     return Method(partial(games.online_ipo, beta=tau), collect, frozen, plain, collect_every="step", recipe=SELF_PLAY)

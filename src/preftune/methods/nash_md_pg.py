@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..collect.draw import against, role
+from ..collect.draw import Player, against
 from ..numerics import not_negative
 from ..objectives import pairwise, policy_gradient
 from ..objectives.policy_gradient import Baseline
@@ -29,6 +29,6 @@ def nash_md_pg(tau: float = 0.008, mixture: float = 0.125, responses: int = 1, o
     if opponents < 1:
         raise PreftuneError(f"opponents is {opponents}, needed 1 or more: the opponent is the mixture, which nash-md-pg is about")
     least = 1 if baseline == "none" else 2
-    collect = against(pairs="policy", responses=responses, opponents=opponents, opponent=role("opponent", mixture), least=least)
+    collect = against(pairs="policy", responses=responses, opponents=opponents, opponent=Player("opponent", mixture), least=least)
     objective = partial(policy_gradient.regularised_pg, beta=tau, baseline=baseline)
     return Method(objective, collect, frozen, plain, collect_every="step", recipe=SELF_PLAY)
