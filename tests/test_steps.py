@@ -194,6 +194,24 @@ def test_advice_without_solving_is_stable_at_the_equilibrium(name: str, beta: fl
         assert radius(FACTORS[rule], beta, (seen.rotation, seen.slowest))(getattr(unseen, f"{rule}_best")) < 1
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize("name", GAMES)
+def test_from_the_reference_a_run_with_the_advised_first_step_arrives(name: str, beta: float) -> None:
+    P = game(name)
+    log_mu = reference_logits(len(P))
+    advice = advise(P, log_mu, beta)
+    for rule in ("egpo", "optimistic"):
+        assert solve(P, log_mu, beta, rule=rule, eta=getattr(advice, f"{rule}_start"), gap=1e-6, steps=4000, check=20).arrived, rule
+
+
+def test_the_best_step_near_an_equilibrium_may_be_too_long_to_start_with() -> None:
+    """condorcet: nothing turns at its equilibrium, all on one response, so that best is 1 / beta; at the reference s is .12."""
+    P, log_mu = game("condorcet"), reference_logits(4)
+    advice = advise(P, log_mu, 0.01)
+    assert advice.egpo_best == pytest.approx(100, rel=0.01) and advice.egpo_start < 10
+    assert not solve(P, log_mu, 0.01, rule="egpo", eta=advice.egpo_best, gap=1e-6, steps=2000, check=100).arrived
+
+
 def test_with_the_same_rotation_everywhere_egpo_has_a_longer_way_down() -> None:
     """rps turns in one plane: the best step shrinks that plane alone, where games with a still direction are bound to 1 - eta beta."""
     found = advise(game("rps"), reference_logits(3), 0.01)

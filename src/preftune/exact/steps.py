@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ class Steps:
     """Step sizes eta for a game, and the factor per step by which the distance to p* shrinks with the best of them."""
 
     beta: float
-    rotation: float  # s, the largest
-    slowest: float  #  the smallest s
+    rotation: float  # s, the largest at p*
+    slowest: float  #  the smallest s at p*
     omd_limit: float
     omd_best: float
     omd_rate: float
@@ -54,10 +54,17 @@ class Steps:
     optimistic_limit: float
     optimistic_best: float
     optimistic_rate: float
+    omd_start: float  # the best steps for the larger of the rotations at p* and at the reference: to start a run there with
+    egpo_start: float
+    optimistic_start: float
 
 
 def advise(P: Tensor, log_mu: Tensor, beta: float, *, log_p: Tensor | None = None) -> Steps:
-    """The steps for a game P [n, n], from its rotations at p*, which is solved for unless log_p [n] says where to look."""
+    """The steps for a game P [n, n], from its rotations at p*, which is solved for unless log_p [n] is it.
+
+    Limits, best steps and rates are those near p*. Where p* is almost one response and the reference is not, games turn faster at
+    the start than at the end, and a run from the reference needs the shorter steps *_start.
+    """
     if P.ndim != 2:
         raise PreftuneError(f"win probabilities have shape {list(P.shape)}, needed one game [n, n]; ask for advice game by game")
     if not (beta > 0 and math.isfinite(beta)):
@@ -66,7 +73,12 @@ def advise(P: Tensor, log_mu: Tensor, beta: float, *, log_p: Tensor | None = Non
         )
     if log_p is None:
         log_p = _equilibrium(P, log_mu, beta)
-    return advise_for(beta, *rotations(P, log_p))
+    end = advise_for(beta, *rotations(P, log_p))
+    first = rotations(P, log_mu)[0]
+    if first <= end.rotation:
+        return end
+    start = advise_for(beta, first)
+    return replace(end, omd_start=start.omd_best, egpo_start=start.egpo_best, optimistic_start=start.optimistic_best)
 
 
 def advise_unseen(P: Tensor, beta: float) -> Steps:
@@ -85,7 +97,7 @@ def advise_for(beta: float, rotation: float, slowest: float = 0.0) -> Steps:
         rate = radius(factor, beta, (rotation, slowest))
         limit = _limit(rate, 2 / beta)
         best = _lowest(rate, limit)
-        found |= {f"{name}_limit": limit, f"{name}_best": best, f"{name}_rate": rate(best)}
+        found |= {f"{name}_limit": limit, f"{name}_best": best, f"{name}_rate": rate(best), f"{name}_start": best}
     return Steps(beta, rotation, slowest, **found)
 
 
