@@ -273,6 +273,9 @@ def test_numbers_that_make_no_step_are_refused_when_composed() -> None:
         ("scale is -1", lambda: methods.ofs_dpo(slow=-1)),
         ("g is 'pull'", lambda: methods.ofs_dpo(g="pull")),
         ("rows carry none", lambda: ruled_without_winrate()),
+        ("needed `previous`", lambda: optimistic()(learn(methods.egpo(), START, MU, 1.0), lambda opponent: pair())),
+        ("draws anew", lambda: replace(methods.egpo_optimistic(), collect_every="round")),
+        ("draws anew", lambda: replace(methods.zo_ranksgd(), collect_every="round")),
     ]:
         with pytest.raises(PreftuneError, match=message):
             attempt()

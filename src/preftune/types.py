@@ -441,7 +441,7 @@ class Method:
         rule = getattr(self.update, "func", self.update)
         if getattr(rule, "redraws", False) and self.collect_every != "step":
             raise PreftuneError(
-                f"the update rule {getattr(rule, '__name__', rule)!r} draws twice within a step, "
+                f"the update rule {getattr(rule, '__name__', rule)!r} draws anew within a step, "
                 f"but collect_every is {self.collect_every!r}; use collect_every='step'"
             )
         unknown = [name for name in needs_of(self.objective).other if name not in self.roles]

@@ -54,6 +54,9 @@ def optimistic(momentum: float = 1.0) -> Update:
         raise PreftuneError(f"momentum is {momentum}, needed 0 <= momentum <= 1: how far the opponent goes on; 1 - eta beta, 0 is plain")
 
     def ahead(learner: Learner, rows_against: RowsAgainst) -> Metrics:
+        if "previous" not in learner.roles:
+            found = ", ".join(learner.roles)
+            raise PreftuneError(f"the roles are {found}, needed `previous` for the policy a step ago; compose with roles=('previous',)")
         here = learner.policy.copy()
         rows = rows_against(learner.roles["previous"].lerp(here, 1 + momentum))
         told = learner.descend(rows)
@@ -61,6 +64,7 @@ def optimistic(momentum: float = 1.0) -> Update:
         return told
 
     ahead.advised = "optimistic"  # type: ignore[attr-defined]
+    ahead.redraws = True  # type: ignore[attr-defined]
     return ahead
 
 
