@@ -89,6 +89,16 @@ def test_optimism_arrives_where_the_plain_step_circles_and_asks_the_judge_once()
     assert judge.calls == 602
 
 
+@pytest.mark.parametrize(("eta", "arrives"), [(1.9, True), (2.1, False)])
+def test_optimism_is_stable_up_to_a_rotation_of_one_over_the_root_of_three_a_step(eta: float, arrives: bool) -> None:
+    """Rock-paper-scissors turns with s = .2887: eta s = .549 and .606 about .577; egpo is stable at both (up to about 1)."""
+    learner = begin(0.001, 1 - 0.001 * eta, np.array([[0.02, 0.0, -0.01]]), np.zeros((1, 3)), eta)
+    first = gap(log_p(learner)[0], np.zeros(3), RPS, 0.001)
+    for number in range(300):
+        play(learner, RPS, number)
+    assert (gap(log_p(learner)[0], np.zeros(3), RPS, 0.001) < first) == arrives
+
+
 # --- two learners of different speed --------------------------------------------------------------------------------
 
 MU = np.array([[0.3, -0.2, 0.1]])

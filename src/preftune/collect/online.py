@@ -158,7 +158,7 @@ def best_and_worst(ctx: Context, *, responses: int, negative: Negative, margin: 
     worst are so in expectation over that many draws, and given pairs count 1 - fraction of each row; drawn, a row is one or the other.
 
     extra: calibration [B, K], the law of the best; worse [B, K], of what is pushed down; pairs [B, K, K], of best and worst together.
-    Best and worst whose values are no farther apart than `margin` make no pair and push nothing down.
+    Best and worst whose values are no farther apart than `margin` make no pair; with "mean" the others are pushed down all the same.
     """
     rows = ctx.feed
     if fraction == 0:
