@@ -541,9 +541,13 @@ def test_a_tournament_leaves_the_best_and_the_worst_of_the_draws() -> None:
     assert judge.calls == 6 and rows.ranked and (rows.beats[:, 0, 1] == 1).all() and (rows.beats[:, 1, 0] == 0).all()
 
 
-def test_where_all_are_equal_the_first_of_a_match_wins() -> None:
-    rows = draws(methods.inpo(labels="tournament", responses=4), torch.full((8, 8), 0.5, dtype=torch.float64), torch.zeros(1, 8))
-    assert rows.id[0] == "0 0-3"  # 0 beats 1, 2 beats 3; of the winners 0 beats 2, of the losers 1 beats 3
+def test_of_equals_in_a_tournament_the_first_wins() -> None:
+    """Response 1 beats response 0. Drawn 1 1 0 0: 0 beats 1 and 2 beats 3; of the winners 0 is best, of the losers 3 worst."""
+    P, logits = torch.tensor([[0.5, 0.0], [1.0, 0.5]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    drawn = TabularPolicy(logits, exact=False).sample(Rows(tuple(map(str, range(50))), (0,) * 50), 4, Key.of(0).fold("pair")).index
+    rows = draws(methods.inpo(labels="tournament", responses=4), P, logits)
+    found = [name.split()[1] for name, y in zip(rows.id, drawn.tolist(), strict=True) if y == [1, 1, 0, 0]]
+    assert found and set(found) == {"0-3"}
 
 
 def test_a_tournament_wants_draws() -> None:
