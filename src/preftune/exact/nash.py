@@ -171,6 +171,9 @@ def newton(residual: Callable[[Tensor], Tensor], jacobian: Callable[[Tensor], Te
         length = torch.ones_like(size)
         for _ in range(40):
             trial = x - length * direction
+            if torch.equal(trial, x):  # the step has become rounding
+                f_trial, better = f, torch.zeros_like(size, dtype=torch.bool)
+                break
             f_trial = residual(trial)
             better = f_trial.norm(dim=-1, keepdim=True) <= (1 - 1e-4 * length) * size
             if better.all():
