@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def sppo_step(s: State, g: Setting, t: int) -> State:
     p = s[0].softmax(-1).numpy()
     z = (g.eta * (beaten(g.P, s[0]) - 0.5)).numpy()
     c = np.zeros_like(z[..., :1])
-    for _ in range(30):
+    for _ in range(12):
         W = lambertw(c * np.exp(z)).real
         q = p * np.exp(z - W)
         c = c + (q.sum(-1, keepdims=True) - 1) / (q * q / p / (1 + W)).sum(-1, keepdims=True)
@@ -144,6 +144,12 @@ def biased(share: Callable[[Setting], float]) -> Limit:
 
 def lottery(g: Setting) -> Tensor:
     return nash.nash(g.P).clamp(min=1e-300).log()
+
+
+def lottery_of_log_odds(g: Setting) -> Tensor:
+    """The equilibrium of the game whose payoffs are log-odds; another one unless there is a sure winner."""
+    odds = g.P.logit()
+    return lottery(replace(g, P=0.5 + odds / (2 * odds.abs().amax((-1, -2), keepdim=True))))
 
 
 def at_rest(step: Step, drawn: Callable[[Tensor, Tensor], Tensor] = lambda p, mu: p) -> Limit:

@@ -26,6 +26,7 @@ from .forms import (
     biased,
     equilibrium,
     lottery,
+    lottery_of_log_odds,
     magnet_step,
     mixed,
     momentum_step,
@@ -171,9 +172,9 @@ RECORDS: dict[str, Record] = {
     "gpo": Record(
         lambda eta, beta: methods.gpo(1 / eta, train_on="all", centred=True),
         once(lambda g, x: x + g.eta * beaten(g.P.logit(), x)),
-        "as sppo, with log-odds for win rates",
+        "none; multiplicative weights in the game of log-odds, whose equilibrium is another unless there is a sure winner",
         "2410.02197",
-        limit=None,
+        limit=lottery_of_log_odds,
         pulled=False,
         sure=False,
     ),
@@ -263,7 +264,10 @@ OTHERS: dict[str, tuple[str, str]] = {
         "given pairs: dpo's minimum with labels P + gamma (P - 1/2), or dpo's own for the gap penalty; a reading of summaries",
         "2406.05534",
     ),
-    "on-policy": ("rewards: the best response, faster with its own samples and a negative gradient", "2404.14367"),
+    "on-policy": (
+        "rewards or wins: the best responses, first by best against worst, which settle short of best-of-n fine-tuning",
+        "2404.14367",
+    ),
     "zo-ranksgd": ("ranks of perturbed policies by how seldom the policy beats them: a winner where there is one", "2303.03751"),
     "dno-prct": (
         "sure labels have no minimum on a table: its rounds are refused when solved exactly, and stopped early on text",

@@ -26,7 +26,7 @@ class Course:
     gap: NDArray[np.float64]
     average: float  #         the gap of the mean of all policies, at the end
     away: NDArray[np.float64]  # KL(limit, p), nan without a limit
-    interior: bool  #         the limit gives weight to every response, so that KL is of the second order in the distance
+    interior: bool  #         the limit is no sure winner, so that KL is of the second order in the distance
     predicted: float | None  # modulus of the largest eigenvalue of the step's derivative at the limit
     calls: float  #           of the judge, a step, as composed
 
@@ -38,20 +38,20 @@ class Course:
 
     @property
     def rate(self) -> float | None:
-        """Factor by which a step shrinks the distance to the limit, by least squares on log KL, from 1e-4 down to 1e-11."""
-        first, last = (next((t for t, x in enumerate(self.away) if x < level), len(self.away)) for level in (1e-4, 1e-11))
+        """Factor by which a step shrinks the distance to the limit, by least squares on log KL, from 1e-6 down to 1e-13."""
+        first, last = (next((t for t, x in enumerate(self.away) if x < level), len(self.away)) for level in (1e-6, 1e-13))
         if last - first < 4:
             return None
         slope = np.polyfit(np.arange(first, last), np.log(self.away[first:last]), 1)[0]
         return math.exp(slope / (2 if self.interior else 1))
 
     def __str__(self) -> str:
-        rate = "" if self.rate is None else f"{self.rate:.4f}"
-        rate += "" if self.predicted is None else f" ({self.predicted:.4f})"
+        measured = "" if self.rate is None else f"{self.rate:.4f} "
+        rate = (measured + ("" if self.predicted is None else f"({self.predicted:.4f})")).strip()
         if self.arrived is not None:
             return f"**{self.calls * self.arrived:.0f}** {rate}"
         if self.away[-1] < 1e-9:
-            return f"rests at {self.gap[-1]:.1e}, {rate}"
+            return f"rests at {self.gap[-1]:.1e}{rate and ', ' + rate}"
         half = self.away[len(self.away) // 2] if np.isfinite(self.away[-1]) else self.gap[len(self.gap) // 2]
         falling = (self.away[-1] if np.isfinite(self.away[-1]) else self.gap[-1]) < 0.7 * half
         average = "" if self.average > self.gap[-1] else f", average {self.average:.1e}"
@@ -61,8 +61,8 @@ class Course:
 def predicted(record: Record, g: Setting, limit: Tensor) -> float | None:
     """The factor by which a step shrinks the distance to the limit, in its neighbourhood; over a period where the map changes, per step.
 
-    Where the limit gives weight to all, the largest modulus of an eigenvalue of the closed form's derivative, seen by policies:
-    directions that add a constant to logits are left out. At a sure winner, e^-d, d the step by which its logit leads more.
+    Where the limit gives weight to all (None: to a few) the largest modulus of an eigenvalue of the closed form's derivative, seen by
+    policies: directions that add a constant to logits are left out. At a sure winner e^-d, d the step by which its logit leads more.
     """
 
     def period(state: State) -> State:
@@ -70,15 +70,15 @@ def predicted(record: Record, g: Setting, limit: Tensor) -> float | None:
             state = record.step(state, g, t)
         return state
 
-    if limit.exp().max() > 1 - 1e-9:
+    if not record.pulled and limit.exp().max() > 1 - 1e-9:
         best = int(limit.argmax())
         before: State = (limit.clamp(min=-100.0),) * record.states
         for _ in range(40):  # momentum needs a start
             before, after = period(before), before
         lead = [s[best] - s[s != s[best]].max() for s in (before[0], after[0])]
         return math.exp(-float(lead[0] - lead[1]) / record.period)
-    if not limit.exp().min() > 1e-12:
-        return None
+    if not record.pulled and not limit.exp().min() > 1e-12:
+        return None  # some responses die out, at their own pace
 
     def whole(flat: Tensor) -> Tensor:
         return torch.stack(period(flat.reshape(record.states, g.n).unbind())).flatten()
@@ -128,7 +128,7 @@ def courses(record: Record, names: Sequence[str], eta: float, beta: float, steps
             torch.stack(gaps)[:, i].numpy(),
             float(average[i]),
             torch.stack(away)[:, i].numpy(),
-            bool(limit[i].exp().min() > 1e-12),
+            bool(limit[i].exp().max() <= 1 - 1e-9) or record.pulled,
             predicted(record, alone, limit[i]) if record.smooth and limit[i].isfinite().all() else None,
             match.calls / first,
         )
