@@ -57,6 +57,11 @@ def games_of(rows: Rows) -> Tensor:
     return _numbers(tuple(rows.prompt))
 
 
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the responses of [G, n]; of many small games over columns, which takes a third of the time."""
+    return logits.T.log_softmax(0).T if logits.shape[0] > logits.shape[1] else logits.log_softmax(1)
+
+
 class TabularPolicy:
     """Softmax over n responses for each of G games: logits float64 [G, n]; rows.prompt is the number of the game.
 
@@ -86,7 +91,7 @@ class TabularPolicy:
 
     def probabilities(self) -> Tensor:
         """float64 [G, n], without gradient."""
-        return self.logits.detach().log_softmax(dim=1).exp()
+        return _log_softmax(self.logits.detach()).exp()
 
     def sample(self, rows: Rows, n: int, key: Key, *, temperature: float = 1.0) -> TableResponses:
         if not temperature > 0:
@@ -127,9 +132,9 @@ class TabularPolicy:
     def log_law(self, games: Tensor) -> Tensor:
         """log-probabilities [B, n] of all responses."""
         if self.logits.requires_grad:
-            return self.logits[games].log_softmax(dim=1)
+            return _log_softmax(self.logits[games])
         if self.known is None:
-            self.known = self.logits.log_softmax(dim=1)
+            self.known = _log_softmax(self.logits)
         return self.known[games]
 
     def attach(self, heads: Mapping[str, Head], key: Key) -> None:
