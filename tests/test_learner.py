@@ -121,11 +121,13 @@ PAIRS = Rows(
     response=Words(tuple((sentence(), sentence()) for _ in range(B))),
     ranked=True,
 )
-SHIPPED: dict[str, Method] = {name: facts.method for name, facts in merged("SHIPPED").items()}
+SHIPPED: dict[str, Method] = {name: facts.method for name, facts in merged("SHIPPED").items() if facts.method.objective}
+OTHER = POLICY.flip(0)  # of further roles
 
 
 def learner(method: Method, *, logits: Tensor = POLICY, **settings: Any) -> GradientLearner:
     roles = {"current": (policy := Bigrams(logits)), "reference": Bigrams(REFERENCE).copy()}
+    roles |= {name: Bigrams(OTHER).copy() for name in method.roles}
     return GradientLearner(policy, method, roles, **{"optimiser": "sgd", "lr": 1.0, "clip": 0.0, "micro_batch": 100} | settings)
 
 
@@ -185,7 +187,8 @@ def test_the_step_is_the_gradient_of_the_quotient_of_sums(name: str) -> None:
     policy = Bigrams(POLICY)
     policy.attach(method.heads, Key.of(0).fold("heads"))
     scored, reference = policy.score(rows, wants), Bigrams(REFERENCE).copy().score(rows, wants)
-    loss = method.objective(replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp))
+    other = {name: Bigrams(OTHER).copy().score(rows).logp for name in needs_of(method.objective).other}
+    loss = method.objective(replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp, other=other))
     total = B if loss.count is None else loss.count.sum()
     ((rows.weight * loss.row).sum() / total).backward()
     close(moved(method, rows, micro_batch=4), -policy.logits.grad)
