@@ -19,7 +19,7 @@ from preftune.learner import GradientLearner
 from preftune.log import Log
 from preftune.policies.tabular import TableResponses, TabularPolicy
 from preftune.training import RowsFeed, TrainConfig
-from preftune.types import Context, Key, Learner, Metrics, PreftuneError, Rows
+from preftune.types import Context, Key, Learner, Loss, Metrics, PreftuneError, Rows, Scored, needs
 from preftune.update import extragradient, optimistic, plain, rank_descent, ranking_weights
 from test_methods_on_tables import RPS, Array, gap, learn, log_p, normalised, play, random_game, softmax, step_size
 
@@ -155,6 +155,25 @@ def test_without_the_chase_and_with_a_slow_one_at_rest_the_fast_one_is_dpo() -> 
         found.append(learner)
     assert torch.equal(found[0].policy.logits, found[1].policy.logits)
     np.testing.assert_array_equal(found[1].twin["policy"]["logits"], START)
+
+
+def test_where_the_slow_learner_fails_the_fast_one_is_as_it_was() -> None:
+    """A run saves the learner as a failed step leaves it: not with the slow learner's weights."""
+    method = methods.ofs_dpo(0.5)
+
+    @needs(columns=2, labels=("ranked",), reference=True, other=("twin",))
+    def sour(s: Scored) -> Loss:
+        """Not finite for the learner that is behind."""
+        behind = s.logp.detach()[:, 0] < s.other["twin"][:, 0]
+        return Loss(torch.where(behind, torch.nan, -s.logp[:, 0]))
+
+    learner = learn(replace(method, objective=sour), START, MU, 0.1)
+    play(learner, RPS, 0, pair())
+    before, twin = learner.policy.logits.detach().clone(), learner.twin["policy"]["logits"].clone()
+    with pytest.raises(PreftuneError, match="not finite"):
+        play(learner, RPS, 1, pair())
+    assert torch.equal(learner.policy.logits, before) and not torch.equal(before, twin)
+    assert learner.steps == 1 and torch.equal(learner.twin["policy"]["logits"], twin)
 
 
 # --- ranks alone ----------------------------------------------------------------------------------------------------

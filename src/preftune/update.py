@@ -82,14 +82,19 @@ def fast_slow(scale: float = 0.1) -> Update:
     def both(learner: Learner, rows_against: RowsAgainst) -> Metrics:
         rows, fast = rows_against(learner.policy), learner.policy.copy()
         slow = learner.policy.copy()
-        learner.twin = learner.twin or learner.snapshot()
+        start = learner.snapshot()
+        learner.twin = learner.twin or start
         slow.load(learner.twin["policy"])
         learner.roles["twin"] = slow
         told = learner.descend(rows)
         ahead = learner.snapshot()
         learner.restore(learner.twin)
         learner.roles["twin"] = fast
-        behind = learner.descend(rows, lr_scale=scale)
+        try:
+            behind = learner.descend(rows, lr_scale=scale)
+        except PreftuneError:  # a run saves what it had before a step that failed: the fast learner, not the slow one
+            learner.restore(start)
+            raise
         learner.twin = learner.snapshot()
         learner.restore(ahead)
         slow.load(learner.twin["policy"])
