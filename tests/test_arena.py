@@ -137,6 +137,10 @@ def test_offline_methods_see_every_pair_as_before() -> None:
         ({"method": "osp"}, "no minimum was found"),
         ({"method": "egpo", "game": torch.tensor([[0.5, 0.9], [0.2, 0.5]])}, "needed a sum of 1"),
         ({"method": "egpo", "responsse": 2}, "did you mean"),
+        ({"method": "egpo", "lr": -1.0}, "lr is -1.0"),
+        ({"method": "egpo", "lr": math.nan}, "lr is nan"),
+        ({"method": "egpo", "lr": 0.1, "eta": 1.0}, "eta is 1.0 and lr 0.1, needed one of them"),
+        ({"method": "omd", "eta": 1e200}, "omd left the finite numbers at step 2"),
     ],
     ids=str,
 )

@@ -300,6 +300,12 @@ def test_play_refuses_what_it_cannot_do(preftune: Run) -> None:
     assert ".svg" in preftune("play", "egpo", "--out", "gap.pdf")[2]
     assert preftune("play", "egpo", "--beta", "0")[0] == 3
     assert preftune("play", "egpo", "--game", "chess")[0] == 3
+    for entry in ("egpo,eta", "egpo,eta=0.5,", "egpo,,eta=1"):
+        assert "for instance egpo,eta=0.5" in preftune("play", entry)[2]
+    for name in ("method", "game", "steps", "seed", "exact"):
+        assert [preftune("play", *how)[0] for how in ((f"egpo,{name}=3",), ("egpo", "--set", f"{name}=3"))] == [3, 3]
+    code, _, said = preftune("play", "egpo", "--steps", "1", "--out", "/dev/null/gap.svg")
+    assert code == 3 and "cannot be written" in said
 
 
 def test_a_curve_spans_all_values() -> None:

@@ -207,8 +207,9 @@ def play(
     """
     P = named_game(game) if isinstance(game, str) else validate(torch.as_tensor(game, dtype=torch.float64))
     mu = reference_logits(len(P), uniform=uniform_reference)
-    if eta is not None and not 0 < eta < float("inf"):
-        raise PreftuneError(f"eta is {eta}, needed a finite number above 0; it is the step of mirror descent")
+    for given, value, what in (("eta", eta, "the step of mirror descent"), ("lr", lr, "the learning rate of a plain gradient step")):
+        if value is not None and not 0 < value < float("inf"):
+            raise PreftuneError(f"{given} is {value}, needed a finite number above 0; it is {what}")
     match: Match | Closed
     if isinstance(method, str) and method in CLOSED:
         if settings or lr is not None or not exact:
@@ -228,6 +229,8 @@ def play(
     path: list[list[float]] = []
     for step in range(steps + 1):
         log_p = match.log_p()[0]
+        if not torch.isfinite(log_p).all():
+            raise PreftuneError(f"{name} left the finite numbers at step {step}, needed logits that stay finite; take a smaller eta or lr")
         if pulled is not None:
             regularised.append(float(nash.regularised_gap(P, log_p, mu, pulled)))
         gaps0.append(float(nash.duality_gap(P, log_p.exp())))
@@ -282,6 +285,10 @@ def _match(
             why = "takes no gradients" if composed.objective is None else "learns by rounds, each solved exactly"
             raise PreftuneError(f"{chosen.name} {why}, needed neither eta nor lr; see `preftune show {chosen.name}` for its settings")
         lr = 0.0
+    elif eta is not None and lr is not None:
+        raise PreftuneError(
+            f"eta is {eta} and lr {lr}, needed one of them: eta is a learning rate as a step of mirror descent; leave one out"
+        )
     elif lr is None:
         if eta is None:
             eta = 1.0 if composed.offline else _advised(getattr(composed.update, "advised", "omd"), P, mu, pulled)

@@ -12,7 +12,7 @@ import typer
 
 from ..types import PreftuneError
 from .options import Json
-from .output import print_json
+from .output import print_json, write
 
 
 def copy(
@@ -32,8 +32,7 @@ def copy(
     if file.exists() and not force:
         raise PreftuneError(f"{file} exists, needed a new file; choose another name, or add --force to replace it")
     module = sys.modules[function.__module__]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(absolute(inspect.getsource(module), module.__package__ or ""), encoding="utf-8")
+    write(file, absolute(inspect.getsource(module), module.__package__ or ""))
     place = f"{file}:{function.__name__}"
     if json:
         print_json({"file": str(file), "method": place})

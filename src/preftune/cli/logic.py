@@ -12,7 +12,7 @@ import typer
 
 from ..types import PreftuneError
 from .options import Json, pairs
-from .output import number, print_json, print_table
+from .output import number, print_json, print_table, write
 
 if TYPE_CHECKING:
     from ..logic.structure import Structure
@@ -230,6 +230,5 @@ def draw(file: Path, chosen: Structure | None) -> dict[str, Any]:
     picture = svg(boxes, methods, marked)
     if file.suffix == ".html":
         picture = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>The logic of losses</title><body>{picture}</body></html>\n'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(picture, encoding="utf-8")
+    write(file, picture)
     return {"file": str(file), "losses": list(boxes), "lines": covers(boxes)}

@@ -36,7 +36,8 @@ def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
     for text in settings:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not name.isidentifier():
-            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {option} {EXAMPLE[option]}")
+            example = f"{option} {EXAMPLE[option]}" if option in EXAMPLE else "egpo,eta=0.5"  # a method with settings of its own
+            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {example}")
         if name in found:
             raise PreftuneError(f"{option} {name} was given twice, as {found[name]} and {value}, needed one value; leave one out")
         found[name] = value

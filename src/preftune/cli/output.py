@@ -7,7 +7,10 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ..types import PreftuneError
 
 
 def parts(message: str) -> dict[str, str]:
@@ -16,6 +19,17 @@ def parts(message: str) -> dict[str, str]:
     needed = [clause.removeprefix("needed ") for clause in rest if clause.startswith("needed ")]
     todo = [clause for clause in rest if not clause.startswith("needed ")]
     return {name: "; ".join(text) for name, text in (("found", [found]), ("needed", needed), ("do", todo)) if text}
+
+
+def write(file: Path, text: str) -> None:
+    """A file, and its folder where there is none yet."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PreftuneError(
+            f"{file} cannot be written ({error.strerror}), needed a file in a folder that you may write to; choose another"
+        ) from None
 
 
 def complain(message: str) -> None:

@@ -11,13 +11,14 @@ import typer
 
 from ..types import PreftuneError
 from .options import Json, Set, pairs, refuse
-from .output import curves, print_json, print_table
+from .output import curves, print_json, print_table, write
 
 if TYPE_CHECKING:
     from ..arena import Play
 
 SHOWN = 12  # responses in the table
-OPTIONS = ("game", "beta", "eta", "lr", "steps", "seed", "uniform_reference", "exact")
+STEP = ("beta", "eta", "lr")
+OPTIONS = ("method", "game", "steps", "seed", "uniform_reference", "exact")
 FILES = (".csv", ".json", ".parquet")
 
 
@@ -39,7 +40,7 @@ def play(
     if out and out.suffix not in PAGES:
         raise PreftuneError(f"--out is {str(out)!r}, needed a name that ends in {', '.join(PAGES)}; for instance --out {method[0]}.svg")
     shared = pairs(setting or [])
-    refuse(shared, OPTIONS, "--set")
+    refuse(shared, OPTIONS + STEP, "--set")
     entries = [_entry(text) for text in method]
     table, names = _game(game)
     common = {"beta": beta, "eta": eta, "lr": lr}
@@ -54,8 +55,7 @@ def play(
     if len(plays) == 1 and plays[0].beta is not None:
         title += f", beta = {plays[0].beta:g}"
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(PAGES[out.suffix](title, plays), encoding="utf-8")
+        write(out, PAGES[out.suffix](title, plays))
     if json:
         found = [{**asdict(one), "arrived": one.arrived, "calls_to_arrive": one.calls_to_arrive} for one in plays]
         print_json(found[0] if len(found) == 1 else found)
@@ -85,7 +85,9 @@ def play(
 def _entry(text: str) -> tuple[str, dict[str, str]]:
     """ "egpo,eta=0.5" -> ("egpo", {"eta": "0.5"})."""
     name, *settings = text.split(",")
-    return name, pairs(settings, text)
+    found = pairs(settings, text)
+    refuse(found, OPTIONS, text)
+    return name, found
 
 
 def _game(game: str) -> tuple[Any, Sequence[str]]:
@@ -123,7 +125,7 @@ def _read(name: str, entries: Sequence[tuple[str, dict[str, str]]], given: dict[
 def _run(name: str, table: Any, settings: dict[str, Any], **rest: Any) -> Play:
     from ..arena import play as run
 
-    for key in ("beta", "eta", "lr"):
+    for key in STEP:
         if isinstance(settings.get(key), str):
             try:
                 settings[key] = float(settings[key])
