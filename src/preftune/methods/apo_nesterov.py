@@ -32,7 +32,7 @@ def apo_nesterov(alpha: float = 0.3, beta: float = 0.1, inner: Inner = "dpo", re
     round has no momentum to go on by. alpha = 0 is the inner method by rounds (sppo with its residuals centred).
 
     Under a fixed reward a round's solution moves by r / beta + alpha times its move before, up to r / (beta (1 - alpha)): in the long run
-    this is the inner method with beta (1 - alpha), with which it should be compared; the KL to the first model grows as much. On
+    this is the inner method with beta (1 - alpha), with which it should be compared; log-ratios to the first model grow as much. On
     cyclic games momentum makes the circles wider. alpha is the authors' as reported elsewhere, beta and responses are ours.
     Not anchored preference optimisation (apo_zero, apo_down).
     """

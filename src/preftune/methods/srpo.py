@@ -15,14 +15,14 @@ from ..update import plain
 
 
 def srpo(beta: float = 0.1, w_improve: float = 0.5, w_generate: float = 0.5) -> Method:
-    """One model learns to answer and to improve on a draft, from pairs alone: no reward, no sampling, four prompts a pair.
+    """One model learns to answer and to improve on a draft, from pairs alone: no reward, no sampling, three prompts a pair.
 
     w_improve weighs the improver's loss and w_generate the generator's; the paper joins both by one alpha, of which we do not know
     whose weight it is. On a table both losses vanish together at one point, so the weights set speeds alone; with shared
     weights they matter. After training, draft and then ask for improvements (the authors up to five times).
 
     The generator ends where drafts are hardest to improve on, which is not the Nash equilibrium of egpo. Win probabilities lie in
-    [0, 1]: gaps of log-ratios of the improver are at most 1 / (2 beta). Eight log-probs a pair, four of them the reference's.
+    [0, 1]: gaps of log-ratios of the improver are at most 1 / (2 beta). Twelve log-probs a pair, six of them the reference's.
     """
     positive("beta", beta, PULL)
     objective = add(scale(partial(improve, beta=beta), w_improve), scale(partial(generate, beta=beta), w_generate))

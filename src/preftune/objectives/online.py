@@ -55,8 +55,8 @@ def judged_pairs(s: Scored, *, beta: float = 0.1, loss: Link = "dpo") -> Loss:
     Reads   beats [B, K, K]; P_ij = P_ji = 0 leaves a pair out. The laws of the pair are constants: no gradient through the sampling
     Limits  K = 2 drawn: `pairwise.dpo`, `ipo` and, under sure labels, `hinge` with prefer = P_01. Over law x law at the reference
             the gradient of logit i is 2 beta pi_i (1/2 - (P pi)_i), so that a response at 1/2 stays
-    Not     a solver of the preference game: it ends at the regularised equilibrium only where preferences are Bradley-Terry's and
-            then at pi_ref exp(r / beta), or by symmetry. loss="ipo" on drawn pairs is the game's loss up to a constant
+    Not     a solver of the preference game: it ends beside its regularised equilibrium unless symmetry joins the two, under
+            Bradley-Terry preferences at pi_ref exp(r / beta). loss="ipo" on drawn pairs is the game's loss up to a constant
     Source  arXiv:2402.04792 (OAIF: the three losses of offline methods on online pairs)
     """
     positive("beta", beta, PULL)
@@ -85,8 +85,8 @@ def value(s: Scored, *, alpha: float = 1.0, sign: Literal[1, -1] = 1) -> Loss:
     Reads   calibration [B, K], the law of pi_cal over the columns; columns of weight 0 are not touched
     Limits  the gradient in the logits is sign alpha (pi_cal - pi): optimism repels from pi_cal, a response rises where pi > pi_cal.
             sign -1: the likelihood of pi_cal, and with one response `nll` of its sum
-    Not     bounded for sign 1: with pairs it has a minimum only while alpha pi_cal(y) stays below the weight of the wins of y,
-            and under one-sided labels none. It grows with the length of a response
+    Not     bounded for sign 1: beside dpo it has a minimum only while alpha pi_cal(y) stays below beta times the weight of the wins
+            of y, and under one-sided labels none. It grows with the length of a response
     Source  arXiv:2405.19320 (VPO), re-derived; arXiv:2405.21046 (XPO: pi_cal = pi_ref)
     """
     not_negative("alpha", alpha, "its sign is said by `sign`")

@@ -198,8 +198,8 @@ def grpo(
     Limits  rho = 1, beta = 0: REINFORCE with A; undivided over K draws (K - 1) / K of the gradient of E[score], since the mean holds
             the response itself. Two responses: A = +-0.707 whatever the gap of the scores
     Not     the reward less beta KL(pi || pi_ref): the estimate is differentiated here, and on fresh samples that is the gradient of
-            KL(pi_ref || pi), so that a bandit ends at pi_ref beta / (c - score); with the KL inside the reward (`rloo`, `ppo`) at the
-            tilted reference. e^-x overflows far below the reference
+            KL(pi_ref || pi), so that a bandit ends at pi_ref beta / (c - score) if A is undivided; with the KL inside the reward
+            (`rloo`, `ppo`) at the tilted reference. e^-x overflows far below the reference
     Source  arXiv:2402.03300 eq. 3, 4; arXiv:2503.14476 (dapo), arXiv:2503.20783 (dr_grpo), arXiv:2507.18071 (sequence);
             names and defaults of TRL's GRPOTrainer
     """
