@@ -5,6 +5,7 @@ P[i, j] = P(i beats j), p the policy, mu the reference, A = P - 1/2.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -630,6 +631,21 @@ def test_pairs_of_an_enumerated_law_weigh_as_much_as_they_would_be_drawn() -> No
     drawn = torch.stack([p[i] * p[j] for i, j in far])
     loss = sum(w * -torch.nn.functional.logsigmoid(0.5 * (log_p[i] - log_p[j])) for w, (i, j) in zip(drawn / drawn.sum(), far, strict=True))
     same(played.step().log_p, start - 0.1 * torch.autograd.grad(loss, theta)[0])
+
+
+def test_an_enumerated_law_weighs_pairs_with_the_gold_response_by_how_many_draws_meet_it() -> None:
+    """Against all 4^3 draws of three: response 1 is the gold one and may be drawn as well."""
+    grades, p = [0.0, 6.0, 3.0, 5.5], torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64)
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    for drawn in itertools.product(range(4), repeat=3):
+        for i, j in itertools.permutations([*drawn, 1], 2):
+            expected[i, j] += p[list(drawn)].prod() * (grades[i] >= 5 and grades[i] - grades[j] >= 1)
+    method = methods.dno_prct(responses=3, margin=1.0, gold=True)
+    judge = PreferenceTable(torch.full((4, 4), 0.5), rewards=torch.tensor([grades]))
+    feed = Rows(("game",), (0,), TableResponses(torch.tensor([[1]])))
+    rows = method.collect(Context({"current": TabularPolicy(p.log())}, feed, (judge,)))
+    found = torch.zeros(4, 4, dtype=torch.float64).index_put(tuple(rows.response.index.T), rows.weight, accumulate=True)
+    torch.testing.assert_close(found / found.sum(), expected / expected.sum(), rtol=0, atol=1e-14)
 
 
 def test_a_run_with_a_moving_magnet_is_measured_against_the_first_model(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def margin_pairs(
     law, own = y.law, y.shape[1]
     if ctx.feed.response is not None:
         y = y.join(ctx.feed.response.take(columns=[0]))
-        law = None if law is None else torch.cat([law, torch.ones_like(law[:, :1])], 1)  # it is always there
+        # It is there once: n draws make n (n - 1) p_i p_j pairs of their own, but n p_j with it.
+        law = None if law is None else torch.cat([law, torch.full_like(law[:, :1], 1 / (responses - 1))], 1)
     asked, scored = ctx.key.fold("judge"), reward == "score" or (reward is None and has_scores(ctx.judge))
     score: Tensor = ctx.judge.score(ctx.feed, y, asked) if scored else wins(ctx.judge, ctx.feed, y, asked, itself=True)  # type: ignore[attr-defined]
     lead = torch.full((y.shape[1],), own_margin, dtype=score.dtype)
