@@ -45,10 +45,12 @@ SHEETS = (
 
 
 def page(command: str, claims: bool = True) -> str:
+    commit = provenance.commit() or "unknown"
+    changed = ", with changes" if commit.endswith("+") else ""
     lines = [
         "# Conformance on exact games",
         "",
-        f"`{command}`, commit {(provenance.commit() or 'unknown')[:12]}; exact play, nothing is drawn, no seed enters.",
+        f"`{command}`, commit {commit[:12]}{changed}; exact play, nothing is drawn, no seed enters.",
         "",
         "Every method starts at mu = softmax(default_rng(1).normal(n)) and steps by its closed form, which its composition equals to",
         "1e-12 in every step tested (`tests/test_conformance.py`). A cell says:",
