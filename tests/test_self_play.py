@@ -24,6 +24,7 @@ from preftune.exact.games import game, random_game, reference_logits
 from preftune.judges.exact import PreferenceTable
 from preftune.learner import GradientLearner
 from preftune.minimiser import Minimiser
+from preftune.objectives import pointwise
 from preftune.policies.tabular import TableResponses, TabularPolicy
 from preftune.reference import extrapolated, soft
 from preftune.types import Context, Key, Method, PreftuneError, Rows, Scored
@@ -675,3 +676,21 @@ def test_a_run_with_further_roles_goes_on_where_it_was_interrupted(name: str, tm
     whole = go("whole")
     go("parts", callbacks=[lambda event: event.step == 5])
     assert torch.equal(go("parts", resume=True), whole)
+
+
+@pytest.mark.parametrize("name", ["rps", "rand10", "bt10"])
+def test_online_ipo_on_its_own_pairs_runs_to_the_regularised_equilibrium(name: str) -> None:
+    """tau = 1, so that no response is rare. Gaps below 1e-15 are rounding."""
+    P, mu = game(name), reference_logits(len(game(name)))
+    log_p = Play(methods.online_ipo(1.0), P, mu, mu, 1.0 if len(P) == 10 else 0.5).step(250).log_p[0]
+    assert abs(nash.regularised_gap(P, log_p, mu, 1.0)) < 1e-15
+    same(log_p, nash.regularised_nash(P, mu, 1.0), 1e-7)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_sppo_with_wins_for_losses_has_targets_of_the_other_sign(centred: bool) -> None:
+    """While exchanging responses together with their win rates changes nothing (the table of facts)."""
+    logp, reference, winrate = torch.from_numpy(np.random.default_rng(6).uniform(size=(3, 4, 2)))
+    sppo = partial(pointwise.sppo, beta=0.1, centred=centred)
+    loss = lambda away, wins: sppo(Scored(Rows(tuple("abcd"), (0,) * 4, winrate=wins), reference + away, reference)).row
+    torch.testing.assert_close(loss(logp - reference, 1 - winrate), loss(reference - logp, winrate), rtol=1e-12, atol=0)
