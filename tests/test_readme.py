@@ -37,6 +37,8 @@ PAGES = (
     "docs/games.md",
     "docs/spo-degree.md",
     "docs/solve.md",
+    "docs/games-speed.md",
+    "docs/egpo-simulations.md",
 )  # longest first
 LIMIT = 300  # seconds for one page
 
