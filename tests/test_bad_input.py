@@ -200,6 +200,41 @@ def test_a_judge_that_is_not_there(refused: Refused, write: Rows) -> None:
     assert "did you mean ratings?" in refused(write(*pairs()), "egpo", judge="rating")
 
 
+class Compares:
+    """A judge without scores, whose preferences are those of another."""
+
+    def __init__(self, shape: Callable[[torch.Tensor], torch.Tensor] = lambda p: p):
+        self.shape = shape
+
+    def prefer(self, rows: Any, a: Any, b: Any, key: Any) -> torch.Tensor:
+        return self.shape(outside.VowelJudge().prefer(rows, a, b, key))
+
+
+class Silent(outside.VowelJudge):
+    """Has no score for the first response of a batch."""
+
+    def score(self, rows: Any, y: Any, key: Any) -> torch.Tensor:
+        return super().score(rows, y, key).index_fill(1, torch.tensor([0]), torch.nan)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "copg", "dno-prct"])
+@pytest.mark.parametrize(
+    ("judge", "reward", "message"),
+    [(Compares(), "score", "the judge Compares has no scores"), (Silent(), None, "the judge gave no score for rows")],
+    ids=["none", "not all"],
+)
+def test_scores_of_a_judge_that_has_none_or_not_all(
+    method: str, judge: Any, reward: str | None, message: str, refused: Refused, write: Rows
+) -> None:
+    assert message in refused(write(*pairs()), method, judge=judge, reward=reward)
+
+
+@pytest.mark.parametrize("method", ["egpo", "online-dpo", "grpo"])
+def test_preferences_of_another_shape_than_the_responses(method: str, refused: Refused, write: Rows) -> None:
+    said = refused(write(*pairs()), method, judge=Compares(lambda p: p.flatten()[:1]))
+    assert "the judge Compares gave preferences of shape [1], needed [2, " in said
+
+
 def test_a_dry_run_finds_an_unknown_judge_too(model: Path, write: Rows) -> None:
     with pytest.raises(PreftuneError, match="did you mean ratings"):
         api.plan(model, "egpo", write(*pairs()), judge="rating")
@@ -222,7 +257,7 @@ def test_a_pull_that_is_not_positive(method: str, setting: dict[str, float], ref
 
 
 def test_an_unknown_method(refused: Refused, write: Rows) -> None:
-    assert "did you mean dpo" in refused(write(*pairs()), "dppo")
+    assert "did you mean dpo" in refused(write(*pairs()), "dpoo")
 
 
 def test_an_unknown_setting(refused: Refused, write: Rows) -> None:

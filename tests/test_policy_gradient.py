@@ -507,7 +507,7 @@ def test_a_judge_with_a_scale_is_asked_for_scores_unless_wins_are() -> None:
     assert has_scores(judge) and not has_scores(PreferenceTable(P3))
     same(rewarded(context(judge, policy), responses=2).score[0], REWARD.tolist())
     close(rewarded(context(judge, policy), responses=2, reward="winrate").score[0], P3.mean(1))
-    with pytest.raises(PreftuneError, match="no rewards"):
+    with pytest.raises(PreftuneError, match="has no scores"):
         rewarded(context(PreferenceTable(P3), policy), responses=2, reward="score")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -236,8 +237,8 @@ def test_only_the_order_is_used() -> None:
     plainly, told = ruled_by(quadratic, rule, POINT, 20)
     bent, told_bent = ruled_by(lambda x: -torch.exp(-quadratic(x)), rule, POINT, 20)
     assert torch.equal(plainly.policy.logits, bent.policy.logits)
-    assert [line["step"] for line in told] == [line["step"] for line in told_bent]
-    assert any(line["step"] == 0 for line in told) and any(line["step"] > 0 for line in told)
+    assert [line["taken"] for line in told] == [line["taken"] for line in told_bent]
+    assert any(line["taken"] == 0 for line in told) and any(line["taken"] > 0 for line in told)
 
 
 def cosines(m: int, mu: float, steps: int = 400) -> tuple[float, float]:
@@ -273,7 +274,7 @@ def test_the_line_search_never_goes_to_a_worse_point_and_stays_at_the_best_one()
         losses.append(float(quadratic(learner.policy.logits.detach()[0])))
     assert all(after <= before for before, after in zip(losses, losses[1:], strict=False)) and losses[-1] < 0.01 * float(quadratic(POINT))
     best, told = ruled_by(quadratic, rule, torch.zeros(3, dtype=torch.float64), 5)
-    assert not best.policy.logits.any() and [line["step"] for line in told] == [0.0] * 5 and best.steps == 5
+    assert not best.policy.logits.any() and [line["taken"] for line in told] == [0.0] * 5 and best.steps == 5
 
 
 def test_ranks_find_the_stronger_responses_of_a_game() -> None:
@@ -346,6 +347,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name: str, exact: bool, tmp_path
     for role in whole.learner.method.roles:
         assert torch.equal(whole.learner.roles[role].logits, parts.learner.roles[role].logits)
     assert repr(whole.learner.twin) == repr(parts.learner.twin)
+    lines = [
+        [json.loads(line) | {"seconds": 0} for line in (run / "metrics.jsonl").open()] for run in (tmp_path / "whole", tmp_path / "parts")
+    ]
+    assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == list(range(1, 13))
 
 
 def test_in_a_run_the_opponent_of_a_step_looks_back_one_step(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def rank_descent(
         taken = lengths[asked.index(min(asked))]  # the first of equals, which is to stay
         learner.place(moved(direction, taken))
         norm = math.sqrt(sum(float(value.double().square().sum()) for value in direction.values()))
-        return {"loss": sum(losses) / m, "spread": max(losses) - min(losses), "grad_norm": norm, "step": taken}
+        return {"loss": sum(losses) / m, "spread": max(losses) - min(losses), "grad_norm": norm, "taken": taken}
 
     step.redraws = True  # type: ignore[attr-defined]
     return step

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..types import Collect, Context, Policy, PreftuneError, Rows
-from .reward import Reward, has_scores, wins
+from .reward import Reward, grades
 from .select import Trained, extremes
 from .thin import both_orders, paired
 
@@ -73,8 +72,7 @@ def margin_pairs(
         y = y.join(ctx.feed.response.take(columns=[0]))
         # It is there once: n draws make n (n - 1) p_i p_j pairs of their own, but n p_j with it.
         law = None if law is None else torch.cat([law, torch.full_like(law[:, :1], 1 / (responses - 1))], 1)
-    asked, scored = ctx.key.fold("judge"), reward == "score" or (reward is None and has_scores(ctx.judge))
-    score: Tensor = ctx.judge.score(ctx.feed, y, asked) if scored else wins(ctx.judge, ctx.feed, y, asked, itself=True)  # type: ignore[attr-defined]
+    score = grades(ctx.judge, ctx.feed, y, ctx.key.fold("judge"), reward=reward, itself=True)
     lead = torch.full((y.shape[1],), own_margin, dtype=score.dtype)
     lead[own:] = margin
     apart = (score[:, :, None] - score[:, None, :] >= lead[:, None]) & (score >= least)[:, :, None]

@@ -27,14 +27,7 @@ def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, itse
     current = ctx.roles["current"]
     y = current.sample(ctx.feed, responses, ctx.key.fold("pair"))
     rows = every_token(ctx.feed.replace(response=y, law=y.law))
-    asked = ctx.key.fold("judge")
-    scored = reward == "score" or (reward is None and has_scores(ctx.judge))
-    score: Tensor = ctx.judge.score(rows, y, asked) if scored else wins(ctx.judge, rows, y, asked, itself=itself)  # type: ignore[attr-defined]
-    silent = score.isnan().any(1)
-    if silent.any():
-        ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
-        raise PreftuneError(f"the judge gave no score for rows {ids[:10]}; needed one for every response; remove these prompts")
-    rows = rows.replace(score=score)
+    rows = rows.replace(score=grades(ctx.judge, rows, y, ctx.key.fold("judge"), reward=reward, itself=itself))
     if not remember:
         return rows
     with torch.no_grad():
@@ -44,6 +37,20 @@ def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, itse
 
 
 rewarded.makes = ("segments", "score", "old_logp", "old_value", "advantage")  # type: ignore[attr-defined]  # no columns of the file
+
+
+def grades(judge: Judge, rows: Rows, y: Any, key: Key, *, reward: Reward | None, itself: bool) -> Tensor:
+    """The reward of every response [B, K], by the judge's scores or its comparisons; `rewarded` says which."""
+    if reward == "score" and not has_scores(judge):
+        raise PreftuneError(f"reward is 'score', but the judge {type(judge).__name__} has no scores; give one that has, or reward=winrate")
+    if reward == "winrate" or not has_scores(judge):
+        return wins(judge, rows, y, key, itself=itself)
+    score: Tensor = judge.score(rows, y, key)  # type: ignore[attr-defined]
+    silent = score.isnan().any(1)
+    if silent.any():
+        ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
+        raise PreftuneError(f"the judge gave no score for rows {ids[:10]}; needed one for every response; remove these prompts")
+    return score
 
 
 def wins(judge: Judge, rows: Rows, y: Any, key: Key, *, itself: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..types import Collect, Context, Judge, Key, Policy, PreftuneError, Rows
+from .label import preferences
 
 
 def both_orders(judge: Judge, rows: Rows, y: Any, key: Key) -> tuple[Tensor, Tensor]:
@@ -18,7 +19,7 @@ def both_orders(judge: Judge, rows: Rows, y: Any, key: Key) -> tuple[Tensor, Ten
 
     p = (p_ij + 1 - p_ji) / 2, p_ij the answer with y_i shown first; a judge with a taste for the first place has |p_ij - (1 - p_ji)| > 0.
     """
-    first = judge.prefer(rows, y, y, key)
+    first = preferences(judge, rows, y, y, key)
     second = 1 - first.mT
     if first.isnan().any():
         ids = [rows.id[i] for i in first.isnan().any(-1).any(-1).nonzero().flatten().tolist()]
