@@ -57,9 +57,12 @@ def games_of(rows: Rows) -> Tensor:
     return _numbers(tuple(rows.prompt))
 
 
+MANY = 100  # games from which on softmax goes over columns; fewer step bit for bit as each would alone
+
+
 def _log_softmax(logits: Tensor) -> Tensor:
     """Over the responses of [G, n]; of many small games over columns, which takes a third of the time."""
-    return logits.T.log_softmax(0).T if logits.shape[0] > logits.shape[1] else logits.log_softmax(1)
+    return logits.T.log_softmax(0).T if logits.shape[0] > max(MANY, logits.shape[1]) else logits.log_softmax(1)
 
 
 class TabularPolicy:
