@@ -390,6 +390,7 @@ REFUSED: dict[str, Refusal] = {
     "online-dpo: an unknown loss": (lambda: judged_pairs(compared(), loss="slic"), "loss is 'slic', needed one of dpo, ipo, hinge"),
     "online-dpo: rows without comparisons": (lambda: judged_pairs(pairs()), "reads beats, but the rows carry none"),
     "vpo: an unknown calibration": (lambda: methods.vpo(calibration="uniform"), "calibration is 'uniform'"),
+    "vpo: a partner for given pairs": (lambda: methods.vpo(calibration="chosen", partner="reference"), "given pairs bring both"),
     "vpo: a negative alpha": (lambda: value(calibrated(1.0, 0.0), alpha=-1.0), "alpha is -1.0"),
     "vpo: a third sign": (lambda: value(calibrated(1.0, 0.0), sign=0), "sign is 0, needed 1"),
     "vpo: rows without calibration": (lambda: value(pairs()), "reads calibration"),

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .types import PreftuneError
 
-__all__ = ["log1mexp", "logsigmoid", "not_negative", "positive", "sigmoid", "softplus", "variance"]
+__all__ = ["average", "log1mexp", "logsigmoid", "not_negative", "positive", "sigmoid", "softplus", "variance"]
 
 LN2 = math.log(2.0)
 
@@ -41,6 +41,14 @@ def log1mexp(x: Tensor) -> Tensor:
     low = torch.where(near, torch.full_like(x, -1.0), x)
     high = torch.where(near, x, torch.full_like(x, -0.1))
     return torch.where(near, torch.log(-torch.expm1(high)), torch.log1p(-torch.exp(low)))
+
+
+def average(x: Tensor, law: Tensor | None = None) -> Tensor:
+    """Mean over the last axis of x [B, M] or [B, K, M]: under law [B, M] where it enumerates a distribution, otherwise over draws."""
+    if law is None:
+        return x.mean(-1)
+    law = law.to(x)
+    return (x * law).sum(-1) if x.ndim == law.ndim else (x @ law.unsqueeze(-1)).squeeze(-1)
 
 
 def variance(x: Tensor, law: Tensor | None = None) -> Tensor:

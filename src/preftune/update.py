@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .numerics import not_negative, positive
+from .numerics import average, not_negative, positive
 from .types import Key, Learner, Metrics, PreftuneError, Rows, RowsAgainst, Scored, Update
 
 
@@ -183,8 +183,7 @@ def mean_winrate(rows: Rows) -> float:
     """The mean over prompts of the win rate of the responses, over their law where they enumerate one."""
     if rows.winrate is None:
         raise PreftuneError("candidates are ranked by win rates, but the rows carry none; collect with a judge against an opponent")
-    each = rows.winrate.mean(1) if rows.law is None else (rows.law * rows.winrate).sum(1)
-    return float(each.mean())
+    return float(average(rows.winrate, rows.law).mean())
 
 
 # --- against an adversary who moves the prompts ---------------------------------------------------------------------

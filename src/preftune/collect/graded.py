@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from ..numerics import average
 from ..types import Collect, Context, Policy, PreftuneError, Rows
 from .reward import Reward, grades
 from .select import Trained, extremes
@@ -29,7 +30,7 @@ def mean_scores(ctx: Context, *, responses: int = 5, train_on: Trained = "extrem
             f"the judge is sure of an answer for rows {ids[:10]}, needed probabilities between 0 and 1: the log-odds of a sure win are "
             "infinite; temper the judge, or use sppo, which reads win rates"
         )
-    score = s.mean(2) if y.law is None else (s @ y.law.unsqueeze(-1)).squeeze(-1)
+    score = average(s, y.law)
     rows = ctx.feed.replace(response=y, law=y.law, winrate=score)
     rows = extremes(rows) if train_on == "extremes" else rows
     return rows.replace(winrate=None, score=score)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..numerics import average
 from ..types import Judge, Key, PreftuneError, Rows
 
 
@@ -23,12 +24,8 @@ def preferences(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
 
 def winrate(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
     """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution."""
-    average = getattr(judge, "winrate", None)  # AveragingJudge; asking for the protocol costs as much as a small game
-    if average is not None:
-        beats: Tensor = average(rows, y, z, key)
-    else:
-        each = preferences(judge, rows, y, z, key)
-        beats = each.mean(-1) if z.law is None else (each * z.law.to(each)[:, None, :]).sum(-1)
+    averaging = getattr(judge, "winrate", None)  # AveragingJudge; asking for the protocol costs as much as a small game
+    beats: Tensor = averaging(rows, y, z, key) if averaging is not None else average(preferences(judge, rows, y, z, key), z.law)
     silent = beats.isnan().any(-1)
     if silent.any():
         ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..numerics import average
 from ..types import Collect, Context, Key, PreftuneError, Rows
 from .thin import both_orders
 
@@ -130,7 +131,7 @@ def ends_given(rows: Rows) -> Ends:
 
 def ends_drawn(P: Tensor, law: Tensor | None, n: int, negative: Negative, margin: float) -> Ends:
     """Of n draws whose preferences are P [B, K, K]: of K = n columns, or in expectation where the columns enumerate a law."""
-    value = P.mean(2) if law is None else (P @ law.unsqueeze(-1)).squeeze(-1)
+    value = average(P, law)
     if law is None:
         best, worst = (torch.nn.functional.one_hot(at, n).to(P) for at in (value.argmax(1), value.argmin(1)))
         both = best[:, :, None] * worst[:, None, :]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..exact.games import validate
+from ..numerics import average
 from ..policies.tabular import TableResponses, games_of
 from ..types import Key, PreftuneError, Rows
 
@@ -31,12 +32,11 @@ class PreferenceTable:
     def winrate(self, rows: Rows, y: TableResponses, z: TableResponses, key: Key) -> Tensor:
         """Both enumerated: one product of matrix and vector a game; otherwise the mean over what was drawn."""
         if y.law is None or z.law is None or y.shape[1] != self.table.shape[2] or z.shape[1] != self.table.shape[2]:
-            beats = self.prefer(rows, y, z, key)
-            return beats.mean(-1) if z.law is None else (beats @ z.law.unsqueeze(-1)).squeeze(-1)
+            return average(self.prefer(rows, y, z, key), z.law)
         self.calls += 1
         games = games_of(rows)
         table = self.table if torch.equal(games, torch.arange(len(self.table))) else self.table[games]
-        return (table @ z.law.unsqueeze(-1)).squeeze(-1)
+        return average(table, z.law)
 
     def score(self, rows: Rows, y: TableResponses, key: Key) -> Tensor:
         if self.rewards is None:

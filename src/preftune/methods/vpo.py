@@ -34,6 +34,10 @@ def vpo(
     """
     positive("beta", beta, PULL)
     if calibration in ("chosen", "logged"):
+        if (partner, label) != ("policy", "soft"):
+            raise PreftuneError(
+                f"partner is {partner!r} and label {label!r} with calibration {calibration!r}, but given pairs bring both; leave them out"
+            )
         term = partial(value, alpha=alpha * beta, sign=-1)
         return Method(add(partial(dpo, beta=beta), term), partial(calibrated, by=calibration), frozen, plain)
     if calibration != "reference" or partner not in ("policy", "reference"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..numerics import not_negative, positive, sigmoid, variance
+from ..numerics import average, not_negative, positive, sigmoid, variance
 from ..types import Loss, PreftuneError, Scored, needs
 from .online import judged_pairs
 from .pairwise import PULL
@@ -31,7 +31,7 @@ def online_ipo(s: Scored, *, beta: float = 0.1) -> Loss:
         raise PreftuneError("online_ipo reads winrate, but the rows carry none; collect with a judge against an opponent")
     winrate = s.rows.winrate.to(s.logratio.dtype)
     spread = 2 * variance(s.logratio - winrate / beta, s.rows.law)
-    return Loss(spread, {"winrate": winrate.mean(1) if s.rows.law is None else (s.rows.law * winrate).sum(1)})
+    return Loss(spread, {"winrate": average(winrate, s.rows.law)})
 
 
 # --- by rounds, from the policy that the last round ended with ---------------------------------------------------------

@@ -57,7 +57,7 @@ def games_of(rows: Rows) -> Tensor:
     return _numbers(tuple(rows.prompt))
 
 
-MANY = 100  # games from which on softmax goes over columns; fewer step bit for bit as each would alone
+MANY = 100  # beyond so many games softmax goes over columns; fewer step bit for bit as each would alone
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
