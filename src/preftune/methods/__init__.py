@@ -28,6 +28,7 @@ from .dpo_norm import dpo_norm
 from .dpo_reference_free import dpo_reference_free
 from .dpop import dpop
 from .egpo import egpo
+from .egpo_optimistic import egpo_optimistic
 from .exo import exo
 from .f_dpo import f_dpo
 from .flex_dpo import flex_dpo
@@ -56,7 +57,6 @@ from .ofs_dpo import ofs_dpo
 from .on_policy import on_policy
 from .online_dpo import online_dpo
 from .online_ipo import online_ipo
-from .optimistic_egpo import egpo_optimistic
 from .orpo import orpo
 from .osp import osp
 from .pair_logistic import pair_hinge, pair_logistic
