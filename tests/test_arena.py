@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,7 @@ def test_several_methods_play_at_once_each_with_its_own_settings(preftune: Run, 
     assert table["egpo,eta=0.5"][1:5] == ["0.5", "0.1", "112", "224"]
     written = (tmp_path / "all.csv").read_text().splitlines()
     assert written[0] == "method,step,judge_asked,gap,gap_unregularised" and len(written) == 1 + 3 * 201
+    assert [row[0] for row in csv.reader(written)][1::201] == list(given[:3])
     assert "none of egpo, hedge has a setting 'pears'" in preftune("play", "egpo", "hedge", "--set", "pears=uniform")[2]
     assert "eta of egpo is 'much'" in preftune("play", "egpo,eta=much")[2]
 

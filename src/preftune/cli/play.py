@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +55,8 @@ def play(
     if len(plays) == 1 and plays[0].beta is not None:
         title += f", beta = {plays[0].beta:g}"
     if out:
-        write(out, PAGES[out.suffix](title, plays))
+        named = [replace(one, method=text) for text, one in zip(method, plays, strict=True)]  # the same method may play twice
+        write(out, PAGES[out.suffix](title, named))
     if json:
         found = [{**asdict(one), "arrived": one.arrived, "calls_to_arrive": one.calls_to_arrive} for one in plays]
         print_json(found[0] if len(found) == 1 else found)
@@ -137,8 +138,9 @@ def _run(name: str, table: Any, settings: dict[str, Any], **rest: Any) -> Play:
 def csv(title: str, plays: Sequence[Play]) -> str:
     """method,step,judge_asked,gap,gap_unregularised: a line for every step of every method, the start first."""
     lines = [
-        f"{one.method},{step},{asked},{gap!r},{gap0!r}\n"
+        f"{name},{step},{asked},{gap!r},{gap0!r}\n"
         for one in plays
+        for name in [f'"{one.method}"' if "," in one.method else one.method]
         for step, (asked, gap, gap0) in enumerate(zip(one.calls, one.gap, one.gap0, strict=True))
     ]
     return "method,step,judge_asked,gap,gap_unregularised\n" + "".join(lines)

@@ -251,6 +251,8 @@ def ppo(
     positive("epsilon", epsilon, CLIP)
     positive("value_epsilon", value_epsilon, "it clips how far the value moves from what it was")
     not_negative("value_weight", value_weight, "it weighs the value's loss")
+    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+        raise PreftuneError(f"gamma is {gamma} and lam {lam}, needed numbers from 0 to 1: they discount what comes later; 1 does not")
     kl, score = mean(s, s.logratio.detach()), scores(s, "ppo")
     if "value" not in s.heads or s.segment_ref_logp is None:
         raise PreftuneError("ppo reads the head value and the reference's log-probs by segment; compose it as methods.ppo does")
