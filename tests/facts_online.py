@@ -396,6 +396,10 @@ REFUSED: dict[str, Refusal] = {
     "vpo: rows without calibration": (lambda: value(pairs()), "reads calibration"),
     "srpo: rows that are plain pairs": (lambda: methods.srpo().objective(pairs()), "the rows have 2 columns, needed six"),
     "on-policy: an unknown negative gradient": (lambda: methods.on_policy(negative_gradient="best"), "negative_gradient is 'best'"),
+    "on-policy: a knob that the kind does not read": (
+        lambda: methods.on_policy(negative_gradient="none", loss="ipo", push=1.0),
+        "loss and push were given, which negative_gradient='none' does not read",
+    ),
     "on-policy: a share above 1": (lambda: methods.on_policy(2.0), "fraction is 2.0"),
     "on-policy: a part of rows that are not there": (
         lambda: methods.on_policy(0.0).collect(Context({}, pairs().rows.replace(ranked=False))),

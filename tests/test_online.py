@@ -372,7 +372,8 @@ def test_sampled_gradients_of_best_and_worst_are_the_exact_ones_in_expectation(k
     """Sure outcomes of a transitive game, where a sample of three orders itself as the whole law does. As above, 20000 rows."""
     sure = torch.arange(5, dtype=torch.float64)
     P = 0.5 + 0.5 * (sure[:, None] - sure).sign()
-    method = methods.on_policy(responses=3, negative_gradient=kind, beta=0.3, push=0.5)
+    knobs = {"contrastive": {"beta": 0.3}, "none": {}}.get(kind, {"push": 0.5})
+    method = methods.on_policy(responses=3, negative_gradient=kind, **knobs)
     exact = per_row(method, True, Rows(("game",), (0,)), P=P)[0]
     drawn = per_row(method, False, Rows(tuple(map(str, range(20000))), (0,) * 20000), P=P)
     error = drawn.std(0) / 20000**0.5
@@ -421,7 +422,7 @@ def test_fresh_samples_help_where_the_reward_is_rare_and_negative_gradients_sett
     end above .88.
     """
     contrast, ipo, likely = (
-        methods.on_policy(responses=10, beta=0.01, **knobs) for knobs in ({}, {"loss": "ipo"}, {"negative_gradient": "none"})
+        methods.on_policy(responses=10, **knobs) for knobs in ({"beta": 0.01}, {"beta": 0.01, "loss": "ipo"}, {"negative_gradient": "none"})
     )
     far = [bandit(70, contrast, 150, 200.0, True), bandit(70, ipo, 150, 0.01, True), bandit(70, likely, 150, 1.0, False)]
     np.testing.assert_allclose(far, [0.697, 0.697, 0.122], atol=1e-3)

@@ -22,7 +22,7 @@ def extremes(rows: Rows) -> Rows:
     if rows.winrate is None:
         raise PreftuneError("the rows carry no win rates, needed to tell best from worst; judge the responses first")
     here = torch.ones_like(rows.winrate, dtype=torch.bool) if rows.present is None else rows.present
-    order = rows.winrate.masked_fill(~here, -1.0).argsort(dim=1, descending=True, stable=True)
+    order = rows.winrate.masked_fill(~here, -torch.inf).argsort(dim=1, descending=True, stable=True)
     last = (here.sum(1, keepdim=True) - 1).clamp(min=0)
     kept = torch.zeros_like(here).scatter(1, torch.cat([order[:, :1], order.gather(1, last)], 1), True)
     return rows.replace(present=kept & here, law=None)

@@ -10,7 +10,7 @@ from ..objectives import policy_gradient
 from ..reference import frozen
 from ..types import Method, PreftuneError
 from ..update import plain
-from .online_ipo import SELF_PLAY
+from .online_ipo import SELF_PLAY, WINS
 
 
 def copg(
@@ -34,4 +34,5 @@ def copg(
             raise PreftuneError(f"reward is {reward!r} with responses=None, but the data's own scores are read; leave reward out")
         return Method(objective, given, frozen, plain)
     collect = rewards(responses=responses, reward=reward)
-    return Method(objective, collect, frozen, plain, collect_every="step", recipe=SELF_PLAY if reward == "winrate" else {})
+    recipe, notes = SELF_PLAY if reward == "winrate" else {}, (WINS,) if reward is None else ()
+    return Method(objective, collect, frozen, plain, collect_every="step", recipe=recipe, notes=notes)

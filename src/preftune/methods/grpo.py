@@ -10,7 +10,7 @@ from ..objectives import policy_gradient
 from ..reference import frozen, none
 from ..types import Method
 from ..update import plain
-from .online_ipo import SELF_PLAY
+from .online_ipo import SELF_PLAY, WINS
 
 
 def grpo(
@@ -51,4 +51,5 @@ def grpo(
         batch=scale_rewards == "batch",
     )
     recipe = SELF_PLAY if reward == "winrate" else {}
-    return Method(objective, collect, frozen if beta else none, plain, collect_every=collect_every, recipe=recipe)
+    notes = (WINS,) if reward is None else ()
+    return Method(objective, collect, frozen if beta else none, plain, collect_every=collect_every, recipe=recipe, notes=notes)

@@ -16,6 +16,12 @@ from ..types import Method, Objective, PreftuneError
 from ..update import plain
 
 likelihood = partial(value, sign=-1)  # of the best response
+READ: dict[str, tuple[str, ...]] = {  # by kind of negative gradient
+    "none": (),
+    "worst": ("margin", "push", "floor"),
+    "mean": ("push", "floor"),
+    "contrastive": ("margin", "beta", "loss"),
+}
 OBJECTIVES: dict[str, Callable[[float, Link, float, float], Objective]] = {
     "none": lambda beta, loss, push, floor: likelihood,
     "worst": lambda beta, loss, push, floor: add(likelihood, scale(partial(lowered, floor=floor), push)),
@@ -55,6 +61,12 @@ def on_policy(
         )
     if not 0 <= fraction <= 1 or responses < 2:
         raise PreftuneError(f"fraction is {fraction} and responses {responses}, needed 0 <= fraction <= 1 and responses >= 2")
+    defaults = {"margin": (margin, 0.0), "beta": (beta, 0.1), "loss": (loss, "dpo"), "push": (push, 0.1), "floor": (floor, 10.0)}
+    unread = [name for name, (value, default) in defaults.items() if value != default and name not in READ[negative_gradient]]
+    if unread:
+        raise PreftuneError(
+            f"{' and '.join(unread)} were given, which negative_gradient={negative_gradient!r} does not read; leave them out"
+        )
     positive("beta", beta, PULL)
     not_negative("margin", margin, "it is a difference of win rates")
     return Method(

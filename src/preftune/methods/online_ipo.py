@@ -12,6 +12,7 @@ from ..types import Method
 from ..update import plain
 
 SELF_PLAY = {"beta1": 0.0}  # momentum orbits the equilibrium of a cyclic game instead of reaching it
+WINS = "where the judge only compares, rewards are wins over the policy: that is self-play, in which momentum orbits; set beta1=0 then"
 
 
 def online_ipo(tau: float = 1.0, pairs: Pairs = "policy", responses: int = 2, opponents: int | None = None) -> Method:

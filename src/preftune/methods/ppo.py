@@ -10,6 +10,7 @@ from ..objectives import policy_gradient
 from ..reference import frozen
 from ..types import Head, Method
 from ..update import plain
+from .online_ipo import WINS
 
 
 def ppo(
@@ -50,5 +51,6 @@ def ppo(
         batch=whiten,
     )
     recipe = ({"epochs": 4.0} if collect_every == "round" else {}) | ({"beta1": 0.0} if reward == "winrate" else {})
+    notes = (WINS,) if reward is None else ()
     head = Head(size=1, std=0.0)  # no baseline at first, rather than a random one
-    return Method(objective, collect, frozen, plain, collect_every=collect_every, recipe=recipe, heads={"value": head})
+    return Method(objective, collect, frozen, plain, collect_every=collect_every, recipe=recipe, notes=notes, heads={"value": head})

@@ -10,7 +10,7 @@ from ..objectives import policy_gradient
 from ..reference import frozen
 from ..types import Method
 from ..update import plain
-from .online_ipo import SELF_PLAY
+from .online_ipo import SELF_PLAY, WINS
 
 
 def rloo(
@@ -32,4 +32,5 @@ def rloo(
     collect = rewards(responses=responses, reward=reward, remember=collect_every == "round")
     objective = partial(policy_gradient.rloo, beta=beta, epsilon=epsilon)
     recipe = SELF_PLAY if reward == "winrate" else {}
-    return Method(objective, collect, frozen, plain, collect_every=collect_every, recipe=recipe)
+    notes = (WINS,) if reward is None else ()
+    return Method(objective, collect, frozen, plain, collect_every=collect_every, recipe=recipe, notes=notes)
