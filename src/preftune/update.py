@@ -130,7 +130,7 @@ def rank_descent(
     line_search  0 takes the step eta; otherwise so many candidates eta ratio^s along the direction are ranked with the policy
                  itself, and the best is taken: the policy stays where it is if none beats it
 
-    Not     with the direction averaged over steps that were refused, as in the authors' code
+    Not     with the direction averaged over steps that were refused, and the best candidate among the lengths, as in the authors' code
     Source  arXiv:2303.03751
     """
     ranked = m if k is None else k
