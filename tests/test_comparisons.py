@@ -119,6 +119,7 @@ REFUSED = {
     "a negative count": ("winner,loser,count\na,b,-1\n", ["line 2, column 'count'", "-1"]),
     "text": (",a,b\na,0,many\nb,4,0\n", ["row 'a', column 'b'", "'many'"]),
     "decimal commas": (";a;b\na;0,5;0,7\nb;0,3;0,5\n", ["'0,5'", "with a point"]),
+    "a count that no integer holds": (",a,b\na,0,1e30\nb,4,0\n", ["row 'a', column 'b'", "from 0 to 1e+15"]),
     "infinity": (",a,b\na,0,inf\nb,4,0\n", ["'inf'", "finite"]),
     "the same name twice": (",a,b,a\na,0,1,3\nb,1,0,3\na,4,1,0\n", ["'a' a second time"]),
     "wins against itself": (",a,b\na,2,3\nb,4,0\n", ["2 wins of 'a' against itself"]),

@@ -51,7 +51,8 @@ def play(
         )
         for name, own in entries
     ]
-    title = f"{' and '.join(method)} on {Path(game).stem}: {steps} steps"
+    who = " and ".join(method)
+    title = f"{who if len(who) <= 60 else f'{len(method)} methods'} on {Path(game).stem}: {steps} steps"  # the legend names them all
     if len(plays) == 1 and plays[0].beta is not None:
         title += f", beta = {plays[0].beta:g}"
     if out:

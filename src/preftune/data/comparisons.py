@@ -33,6 +33,7 @@ from .files import LINE, check_encoding, open_table
 
 SMOOTHING = 0.5  # added to both sides of every pair: Jeffreys' prior of a coin
 SHOWN = 6  #      names in a message
+MOST = 1e15  #    wins of one pair; whole numbers beyond 2^53 are no longer exact
 FORMATS = ("probabilities", "counts", "pairs")
 SIDES = (("winner", "loser"), ("a", "b"), ("left", "right"), ("item_a", "item_b"), ("model_a", "model_b"))
 OUTCOMES = ("winner", "preferred")
@@ -100,9 +101,9 @@ def from_wins(
     not_negative("smoothing", smoothing, "it is the number of wins added to both sides of every pair")
     wins = torch.as_tensor(wins, dtype=torch.float64)
     labels = _names(names, wins, source)
-    for i, j in (~wins.isfinite() | (wins < 0)).nonzero()[:1].tolist():
+    for i, j in (~wins.isfinite() | (wins < 0) | (wins > MOST)).nonzero()[:1].tolist():
         raise PreftuneError(
-            f"{source}, row {labels[i]!r}, column {labels[j]!r}: found {wins[i, j].item():g}, needed a count of at least 0; correct it"
+            f"{source}, row {labels[i]!r}, column {labels[j]!r}: found {wins[i, j].item():g}, needed a count from 0 to {MOST:g}; correct it"
         )
     for i in wins.diagonal().nonzero()[:1, 0].tolist():
         raise PreftuneError(
