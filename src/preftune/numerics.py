@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,8 +12,9 @@ from torch.nn.functional import logsigmoid, softplus
 
 from .types import PreftuneError
 
-__all__ = ["average", "log1mexp", "logsigmoid", "not_negative", "positive", "sigmoid", "softplus", "variance"]
+__all__ = ["average", "log1mexp", "logsigmoid", "not_negative", "one_of", "positive", "sigmoid", "softplus", "variance"]
 
+T = TypeVar("T")
 LN2 = math.log(2.0)
 
 
@@ -25,6 +28,13 @@ def not_negative(name: str, value: float, meaning: str) -> None:
     """Refuse a hyperparameter that is not a finite number of at least 0."""
     if not (value >= 0 and math.isfinite(value)):
         raise PreftuneError(f"{name} is {value}, needed a finite number of at least 0; {meaning}")
+
+
+def one_of(name: str, value: str, table: Mapping[str, T], meaning: str = "") -> T:
+    """The entry of that name; a value that has none is refused."""
+    if value not in table:
+        raise PreftuneError(f"{name} is {value!r}, needed one of {', '.join(table)}{meaning}")
+    return table[value]
 
 
 def sigmoid(x: Tensor) -> Tensor:

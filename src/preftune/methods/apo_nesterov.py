@@ -8,11 +8,11 @@ from typing import Literal
 
 from ..collect.online import among
 from ..collect.select import among_own
-from ..numerics import positive
+from ..numerics import one_of, positive
 from ..objectives import pairwise, pointwise
 from ..objectives.online import judged_pairs
 from ..reference import extrapolated
-from ..types import Collect, Method, Objective, PreftuneError
+from ..types import Collect, Method, Objective
 from ..update import plain
 
 Inner = Literal["dpo", "ipo", "sppo"]
@@ -37,8 +37,7 @@ def apo_nesterov(alpha: float = 0.3, beta: float = 0.1, inner: Inner = "dpo", re
     Not anchored preference optimisation (apo_zero, apo_down).
     """
     positive("beta", beta, pairwise.PULL)
-    if inner not in INNER:
-        raise PreftuneError(f"inner is {inner!r}, needed one of {', '.join(INNER)}: the loss of a round")
+    one_of("inner", inner, INNER, ": the loss of a round")
     objective, collect = INNER[inner](beta, responses)
     move = extrapolated(alpha)
     return Method(objective, collect, move, plain, collect_every="round", recipe={"rounds": 3}, roles=("hat",))

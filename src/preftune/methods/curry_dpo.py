@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 from ..collect.curriculum import easy_to_hard, mixed
+from ..numerics import one_of
 from ..objectives import pairwise
 from ..reference import frozen, soft
 from ..types import Method, PreftuneError
@@ -34,6 +35,5 @@ def curry_dpo(beta: float = 0.1, stages: int = 3, variant: Literal["curriculum",
         ),
         "mixed": Method(loss, shuffled, frozen, plain, recipe={"epochs": float(stages)}, columns="K"),
     }
-    if variant not in variants:
-        raise PreftuneError(f"variant is {variant!r}, needed one of {', '.join(variants)}; curriculum is the paper's")
+    one_of("variant", variant, variants, "; curriculum is the paper's")
     return variants[variant]

@@ -9,6 +9,7 @@ from typing import Literal
 from ..collect.online import among
 from ..collect.select import among_own
 from ..collect.tournament import knocked_out
+from ..numerics import one_of
 from ..objectives import games
 from ..reference import previous
 from ..types import Collect, Loss, Method, PreftuneError
@@ -39,8 +40,7 @@ def inpo(tau: float = 0.005 / 3, eta: float | None = None, labels: Labels = "win
         raise PreftuneError(
             f"tau is {tau} and eta {whole}, needed 0 <= tau <= eta: beyond it the last policy would weigh less than nothing"
         )
-    if labels not in LABELS:
-        raise PreftuneError(f"labels is {labels!r}, needed one of {', '.join(LABELS)}: what the responses are regressed to")
+    one_of("labels", labels, LABELS, ": what the responses are regressed to")
     loss, collect = LABELS[labels]
     objective = partial(loss, beta=tau, inertia=whole - tau)
     recipe = {"rounds": 3, "schedule": "cosine"}

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Literal
 
 from ..collect.draw import given
+from ..numerics import one_of
 from ..objectives.auxiliary import add, scale
 from ..objectives.online import apart, chasing
 from ..objectives.pairwise import dpo
 from ..reference import frozen
-from ..types import Loss, Method, PreftuneError
+from ..types import Loss, Method
 from ..update import fast_slow
 
 TERMS: dict[str, Callable[..., Loss]] = {"chasing": chasing, "gap": apart}
@@ -27,8 +28,7 @@ def ofs_dpo(beta: float = 0.1, gamma: float = 0.1, slow: float = 0.1, g: Literal
     gamma = 0 is dpo. Defaults are ours. Left out: the exchange of the two roles when the slow one validates better, which needs
     pairs held out of the stream, and the combination of several domains' fast learners. Holds moments for both.
     """
-    if g not in TERMS:
-        raise PreftuneError(f"g is {g!r}, needed one of {', '.join(TERMS)}: how the two learners are held against each other")
+    one_of("g", g, TERMS, ": how the two learners are held against each other")
     objective = add(partial(dpo, beta=beta), scale(partial(TERMS[g], beta=beta), gamma))
     notes = ("experimental: the loss of ofs-dpo is a reading of summaries of the paper",)
     return Method(objective, given, frozen, fast_slow(slow), notes=notes, roles=("twin",))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..collect.draw import given
 from ..collect.repair import flip_weakest
+from ..numerics import one_of
 from ..objectives.modifiers import odpo, spce
 from ..objectives.pairwise import dpo
 from ..reference import frozen
@@ -43,8 +44,7 @@ def rlhf_secrets_2(beta: float = 0.1, mode: Mode = "margin", largest: float | No
     The paper trains reward models so, on h = r(chosen) - r(rejected); here h = beta times the gap of log-ratios. Scores should
     come from models that have not been trained on the pair they judge. The paper flips a fifth; largest is ours.
     """
-    if mode not in MODES:
-        raise PreftuneError(f"mode is {mode!r}, needed one of {', '.join(MODES)}")
+    one_of("mode", mode, MODES)
     said = {name: value for name, value in (("largest", largest), ("share", share)) if value is not None}
     if not said.keys() <= DEFAULTS[mode].keys():
         raise PreftuneError(f"mode is {mode} and {', '.join(said)} was given: largest goes with mode=margin and share with mode=flip only")

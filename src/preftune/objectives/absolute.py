@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..numerics import logsigmoid, positive, sigmoid
-from ..types import Loss, PreftuneError, Scored, needs
+from ..numerics import logsigmoid, one_of, positive, sigmoid
+from ..types import Loss, Scored, needs
 from .pairwise import PAIR, PULL, gap, pair_metrics
 from .running import running_mean
 
@@ -82,8 +82,7 @@ def bco_pair(s: Scored, *, beta: float = 0.1, shift: Shift = "running") -> Loss:
     Source  arXiv:2404.04656, with TRL 0.24's count-weighted mean (update first, then use)
     """
     positive("beta", beta, PULL)
-    if shift not in SHIFTS:
-        raise PreftuneError(f"shift is {shift!r}, needed one of {', '.join(SHIFTS)}; the paper's is running")
+    one_of("shift", shift, SHIFTS, "; the paper's is running")
     r = beta * s.logratio
     delta, new = SHIFTS[shift](s, r)
     row = -logsigmoid(r[:, 0] - delta) - logsigmoid(delta - r[:, 1])

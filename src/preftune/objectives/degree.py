@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from ..numerics import one_of
 from ..types import Loss, PreftuneError, Scored, needs
 
 SURROGATES = {"logistic": lambda gap: softplus(-gap), "hinge": lambda gap: relu(1 - gap)}
@@ -49,8 +50,7 @@ def ordinal(s: Scored, *, surrogate: str = "logistic") -> Loss:
     Limits  a head at zero: ln 2 (logistic), 1 (hinge); one response alone: 0
     Source  the ordered variant of `degree`; ours
     """
-    if surrogate not in SURROGATES:
-        raise PreftuneError(f"surrogate is {surrogate!r}, needed one of {', '.join(SURROGATES)}")
+    one_of("surrogate", surrogate, SURROGATES)
     head, label, there = labelled(s)
     gap = head - head.transpose(1, 2)  # [B, K, K]: score of i minus score of j
     pair = (label[:, :, None] < label[:, None, :]) & there[:, :, None] & there[:, None, :]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..numerics import LN2, logsigmoid
+from ..numerics import LN2, logsigmoid, one_of
 from ..types import Loss, PreftuneError, Scored, needs
 from .pairwise import dpo
 
@@ -34,8 +34,7 @@ def under(s: Scored, *, divergence: Divergence, alpha: float | None = None) -> S
 
     Not     TRL's alpha since 0.29, which is one minus this. Losses of absolute log-ratios feel f's constant: f'(1) = 0 here
     """
-    if divergence not in SCORES:
-        raise PreftuneError(f"divergence is {divergence!r}, needed one of {', '.join(SCORES)}; reverse_kl is plain DPO")
+    one_of("divergence", divergence, SCORES, "; reverse_kl is plain DPO")
     if (alpha is not None) != (divergence == "alpha"):
         raise PreftuneError(
             f"divergence is {divergence} and alpha is {alpha}: needed a number for divergence='alpha' and none for the others"

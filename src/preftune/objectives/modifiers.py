@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..numerics import logsigmoid, not_negative, positive
+from ..numerics import logsigmoid, not_negative, one_of, positive
 from ..types import Loss, Objective, PreftuneError, Scored, Want, needs, needs_of
 from .pairwise import PAIR, PULL, cross_entropy, dpo, gap, lengths, ordered, pair_metrics
 
@@ -133,8 +133,7 @@ def modpo(s: Scored, *, beta: float = 0.1, weights: tuple[float, ...] = (0.5, 0.
     Source  arXiv:2310.03708; the authors' code (src/trainer/modpo_trainer.py)
     """
     positive("beta", beta, PULL)
-    if link not in LINKS:
-        raise PreftuneError(f"link is {link!r}, needed one of {', '.join(LINKS)}")
+    one_of("link", link, LINKS)
     reward = (beta * s.logratio - _others(s, weights)) / weights[0]
     margin = reward[:, 0] - reward[:, 1]
     return Loss(_expected(s, LINKS[link](margin), LINKS[link](-margin)), ordered(reward))

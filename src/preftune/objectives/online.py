@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, relu
 
-from ..numerics import logsigmoid, not_negative, positive, sigmoid
+from ..numerics import logsigmoid, not_negative, one_of, positive, sigmoid
 from ..types import Loss, PreftuneError, Scored, needs
 from .pairwise import PULL, dpo, gap
 
@@ -60,8 +60,7 @@ def judged_pairs(s: Scored, *, beta: float = 0.1, loss: Link = "dpo") -> Loss:
     Source  arXiv:2402.04792 (OAIF: the three losses of offline methods on online pairs)
     """
     positive("beta", beta, PULL)
-    if loss not in LINKS:
-        raise PreftuneError(f"loss is {loss!r}, needed one of {', '.join(LINKS)}: what is done with a pair's gap of log-ratios")
+    one_of("loss", loss, LINKS, ": what is done with a pair's gap of log-ratios")
     if s.rows.beats is None:
         raise PreftuneError("judged_pairs reads beats, but the rows carry none; collect responses and let a judge compare them")
     drawn, P = frequency(s), s.rows.beats.to(s.logp)

@@ -6,7 +6,7 @@ that of the policy which answered, a constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..numerics import not_negative, positive
+from ..numerics import not_negative, one_of, positive
 from ..types import Loss, PreftuneError, Scored, needs, needs_of
 from .pairwise import PULL
 
@@ -85,7 +85,7 @@ def regularised_pg(s: Scored, *, beta: float = 0.1, baseline: Baseline = "none")
         raise PreftuneError("regularised_pg reads winrate, but the rows carry none; collect with a judge against an opponent")
     winrate = s.rows.winrate.to(s.logp)
     gain = winrate - 0.5 - beta * s.logratio.detach()
-    row = -mean(s, known("baseline", baseline, BASELINES)(s, gain) * s.logp)
+    row = -mean(s, one_of("baseline", baseline, BASELINES)(s, gain) * s.logp)
     return Loss(row, {"winrate": mean(s, winrate), "kl": mean(s, s.logratio.detach())})
 
 
@@ -140,7 +140,7 @@ def copg(s: Scored, *, beta: float = 0.06, scale: Scale = "gradient") -> Loss:
     positive("beta", beta, PULL)
     score = scores(s, "copg")
     gain = score - beta * s.logratio
-    row = 2 * known("scale", scale, SCALES)(beta) * mean(s, without(s, gain) * (gain - mean(s, gain)[:, None]))
+    row = 2 * one_of("scale", scale, SCALES)(beta) * mean(s, without(s, gain) * (gain - mean(s, gain)[:, None]))
     return Loss(row, {"score": mean(s, score), "kl": mean(s, s.logratio.detach())})
 
 
@@ -207,10 +207,10 @@ def grpo(
     positive("epsilon", epsilon, CLIP)
     high = epsilon if epsilon_high is None else epsilon_high
     positive("epsilon_high", high, CLIP)
-    aggregate = known("aggregation", aggregation, AGGREGATIONS)
+    aggregate = one_of("aggregation", aggregation, AGGREGATIONS)
     score = scores(s, "grpo")
     logp, there = tokens(s)
-    ratio = known("level", level, LEVELS)(logp - old_logp(s), there).exp()
+    ratio = one_of("level", level, LEVELS)(logp - old_logp(s), there).exp()
     loss = clipped(ratio, group_advantage(s, score, spread), epsilon, high)
     metrics = {"score": mean(s, score), "dead": alike(s, score)}
     if beta:
@@ -367,7 +367,7 @@ def group_advantage(s: Scored, score: Tensor, spread: Spread) -> Tensor:
     if given is not None:
         return given.to(s.logp).reshape(*score.shape, -1)
     away = score - mean(s, score)[:, None]
-    divided: Tensor = away / known("spread", spread, SPREADS)(s, score)
+    divided: Tensor = away / one_of("spread", spread, SPREADS)(s, score)
     return divided[:, :, None]
 
 
@@ -402,10 +402,3 @@ def reading_less(objective: partial[Loss], **fields: Any) -> partial[Loss]:
     """The objective with a narrower declaration, where its hyperparameters leave something unread."""
     objective.needs = replace(needs_of(objective), **fields)  # type: ignore[attr-defined]
     return objective
-
-
-def known(name: str, value: str, table: Mapping[str, T]) -> T:
-    """The entry of that name."""
-    if value not in table:
-        raise PreftuneError(f"{name} is {value!r}, needed one of {', '.join(table)}")
-    return table[value]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, relu
 
-from ..numerics import log1mexp, logsigmoid, positive
+from ..numerics import log1mexp, logsigmoid, one_of, positive
 from ..types import Loss, PreftuneError, Scored, needs
 from .pairwise import flip_rate, lengths, ordered
 
@@ -44,8 +44,7 @@ def cpo(
     """
     positive("beta", beta, TEMPERATURE)
     flip_rate(label_smoothing)
-    if link not in LINKS:
-        raise PreftuneError(f"link is {link!r}, needed one of {', '.join(LINKS)}; the paper's is logistic")
+    one_of("link", link, LINKS, "; the paper's is logistic")
     value = s.mean_logp if per_token else s.logp
     z = beta * (value[:, 0] - value[:, 1]) - gamma
     row = LINKS[link](z, beta)
