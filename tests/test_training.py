@@ -21,7 +21,7 @@ from preftune.collect import store
 from preftune.collect.draw import given
 from preftune.learner import Diverged
 from preftune.log import Log
-from preftune.methods import dpo, egpo, online_ipo, sft, simpo, tr_dpo
+from preftune.methods import dpo, egpo, grpo, online_ipo, sft, simpo, tr_dpo
 from preftune.objectives import pairwise
 from preftune.policies.tabular import TableResponses, TabularPolicy
 from preftune.reference import frozen
@@ -281,6 +281,14 @@ def test_self_play_is_evaluated_by_its_win_rate(tmp_path: Path) -> None:
     policy = TabularPolicy(torch.zeros(4, 4), exact=False)
     train(tmp_path / "round", rounds_method([]), policy.rows(), policy=policy, test=RowsFeed(policy.rows()), **settings)
     assert all({"winrate", "kl"} <= line["eval"].keys() for line in lines(tmp_path / "round") if "eval" in line)
+
+
+def test_self_play_without_a_reference_is_evaluated_against_its_start(tmp_path: Path) -> None:
+    policy = TabularPolicy(torch.zeros(4, 4))
+    settings: dict[str, Any] = {"judges": (FirstIsBest(),), "eval_every": 10, "steps": 40, "batch": 4, "lr": 0.5}
+    train(tmp_path / "run", grpo(reward="winrate"), policy.rows(), policy=policy, test=RowsFeed(policy.rows()), **settings)
+    rates = [line["eval"]["winrate"] for line in lines(tmp_path / "run") if "eval" in line]
+    assert rates[0] == 0.5 and rates == sorted(rates) and rates[-1] > 0.6
 
 
 @needs(columns=2, labels=("ranked",), reference=True)

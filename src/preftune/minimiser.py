@@ -24,7 +24,9 @@ class Minimiser:
     def __init__(self, policy: Policy, method: Method, roles: Roles):
         self.learner = GradientLearner(policy, method, roles, optimiser="sgd", lr=0.0, clip=0.0)
         if len(self.learner.parameters) != 1:
-            raise PreftuneError(f"the policy trains {len(self.learner.parameters)} tensors, needed one table of logits; use gradient steps")
+            raise PreftuneError(
+                f"the policy trains {len(self.learner.parameters)} tensors, needed one table of logits; take steps (collect_every=step)"
+            )
         self.policy, self.method = policy, method
         self.twin: Any = None
 
@@ -73,7 +75,7 @@ class Minimiser:
             logits.data.copy_(start)
             raise PreftuneError(
                 "the loss does not curve upwards in every response's logit, needed a minimum: responses without weight, or labels "
-                "without one; let the method train on all its responses (sppo: train_on=all), or take gradient steps"
+                "without one; let the method train on all its responses (train_on=all), or take a method that learns by steps"
             )
         # Rows are divided by their own curvature, since unlikely responses have flat losses. A constant added to the logits of a
         # softmax changes nothing: the second term holds each table's mean where it was.
@@ -89,7 +91,10 @@ class Minimiser:
             self.place({**self.policy.state(), "logits": newton(residual, jacobian, x).reshape(shape)})
         except (PreftuneError, torch.linalg.LinAlgError) as error:
             logits.data.copy_(start)
-            raise PreftuneError(f"no minimum was found ({error}), needed a loss that has one on these rows; take gradient steps") from error
+            raise PreftuneError(
+                "no minimum was found, needed a loss that has one on these rows (labels that are sure have none); soften the judge's "
+                "answers, or take a method that learns by steps"
+            ) from error
         with torch.no_grad():
             loss = self.learner.objective(self.learner.score(rows))
         return {"loss": float(loss.row.mean())}

@@ -223,6 +223,9 @@ def run(
     roles: dict[str, Policy] = {"current": policy}
     if needs_of(method.objective).reference:
         roles["reference"] = reference or policy.reference()
+    start = roles.get("reference")  # what evaluations compare with, also where a method that plays keeps no reference
+    if start is None and config.eval_every and not method.offline:
+        start = policy.copy()
     roles |= {name: policy.copy() for name in method.roles}
     learner = GradientLearner(
         policy,
@@ -252,7 +255,7 @@ def run(
     stopped = keeper.ended()
 
     def evaluate(at: int) -> Metrics:
-        found = assess(learner, roles.get("reference"), test, judges, config, key.fold("evaluate", at))
+        found = assess(learner, start, test, judges, config, key.fold("evaluate", at))
         for metric in metrics:
             found |= {name: float(value) for name, value in metric(policy, at).items()}
         keeper.check(found)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN = 12  # responses in the table
 STEP = ("beta", "eta", "lr")
 OPTIONS = ("method", "game", "steps", "seed", "uniform_reference", "exact")
-FILES = (".csv", ".json", ".parquet")
+FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def play(
@@ -94,7 +94,7 @@ def _entry(text: str) -> tuple[str, dict[str, str]]:
 
 def _game(game: str) -> tuple[Any, Sequence[str]]:
     """(name or matrix, names of the responses) of --game."""
-    if not game.endswith(FILES):
+    if not game.lower().endswith(FILES):
         return game, ()
     from ..data.comparisons import load
 

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Literal
 
 from ..collect.reward import Reward, rewards
+from ..numerics import one_of
 from ..objectives import policy_gradient
 from ..reference import frozen, none
-from ..types import Method
+from ..types import Method, PreftuneError
 from ..update import plain
 from .online_ipo import SELF_PLAY, WINS
 
@@ -35,6 +36,12 @@ def grpo(
     often as epochs says (TRL's num_iterations), with the log-probs that they were drawn at. Without scores of the judge a
     response's reward is how often it beats the policy, see rloo. Groups of equal rewards pull nothing: the metric `dead`.
     """
+    one_of("loss_type", loss_type, policy_gradient.AGGREGATIONS)
+    if (loss_type == "dr_grpo") != (max_completion_length is not None):
+        raise PreftuneError(
+            f"max_completion_length is {max_completion_length} with loss_type={loss_type!r}, but dr_grpo divides by it and no other; "
+            "give it with dr_grpo, and only there"
+        )
     collect = rewards(responses=responses, reward=reward, remember=collect_every == "round")
     objective = policy_gradient.reading_less(
         partial(
