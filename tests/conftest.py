@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,23 @@ def no_network() -> Iterator[None]:
     refused.clear()
     yield
     assert not refused, f"tests use no network, but this one asked for: {', '.join(refused)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
+    """The pages of the documents that were asked for: one process after the other beside the tests, which leave a core free."""
+    here = [item for item in request.session.items if item.path.name == "test_readme.py" and hasattr(item, "callspec")]
+    wanted = {item.callspec.params["page"] for item in here if "block" not in item.callspec.params}
+    if not wanted:
+        yield {}
+        return
+    from test_readme import PAGES, start
+
+    pool = ThreadPoolExecutor(1 if len(here) < len(request.session.items) / 2 else 2)
+    try:
+        yield {page: start(page, pool, tmp_path_factory.mktemp(Path(page).stem)) for page in sorted(wanted, key=PAGES.index)}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 Run = Callable[..., tuple[int, str, str]]

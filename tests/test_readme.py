@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,8 @@ PAGES = (
     "docs/egpo-simulations.md",
 )  # longest first
 LIMIT = 300  # seconds for one page
+# as it is before any test changes it: pages run beside the tests
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
 
 BLOCK = re.compile(
     r"(?:^<!-- ci: (?P<how>file|skip|slow) (?P<what>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -81,10 +82,9 @@ def program(chosen: list[Block]) -> str:
 
 
 def run(chosen: list[Block], folder: Path, where: Path | None = None) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
     script = folder / ".program.py"
     script.write_text(program(chosen), encoding="utf-8")
-    ran = subprocess.run([sys.executable, script], cwd=where or folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    ran = subprocess.run([sys.executable, script], cwd=where or folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT)
     assert ran.returncode == 0, f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
 
 
@@ -95,21 +95,13 @@ def readers_files(folder: Path) -> None:
     save(arithmetic(16, seed=1), folder / "held-out.jsonl")
 
 
-@pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """The pages that were asked for, two at a time: each is one process of one thread."""
-    here = (item for item in request.session.items if item.path == request.path and hasattr(item, "callspec"))
-    wanted = {item.callspec.params["page"] for item in here if "block" not in item.callspec.params}
-    with ThreadPoolExecutor(2) as pool:
-        started = {}
-        for page in sorted(wanted, key=PAGES.index):
-            folder = tmp_path_factory.mktemp(Path(page).stem)
-            for name in ("tests", "examples", "pyproject.toml"):
-                (folder / name).symlink_to(ROOT / name)
-            readers_files(folder)
-            chosen = [block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")]
-            started[page] = pool.submit(run, chosen, folder)
-        yield started
+def start(page: str, pool: ThreadPoolExecutor, folder: Path) -> Future[None]:
+    """Run the blocks of a page, as soon as the pool has room, in a folder that holds what a reader has."""
+    for name in ("tests", "examples", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    readers_files(folder)
+    chosen = [block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")]
+    return pool.submit(run, chosen, folder)
 
 
 @pytest.mark.parametrize("page", PAGES)
