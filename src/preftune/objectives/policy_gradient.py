@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from ..numerics import not_negative, one_of, positive
 from ..types import Loss, PreftuneError, Scored, needs, needs_of
 from .pairwise import PULL
 
-T = TypeVar("T")
 Baseline = Literal["none", "leave_one_out"]
 Aggregation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
 Level = Literal["token", "sequence"]
