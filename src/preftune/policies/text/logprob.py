@@ -275,9 +275,8 @@ class Network(nn.Module):
         """Hidden states [N, d] of a pack."""
         return decoder(  # type: ignore[no-any-return]
             **{name: x[None]},
-            attention_mask=attention.no_mask(self.device),
+            attention_mask=attention.pack_mask(one.segments, self.device),
             position_ids=one.positions().to(self.device)[None],
-            segments=one.segments,
             use_cache=False,
         ).last_hidden_state[0]
 
