@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, REFUSED, architecture
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from text_fixtures import tiny_model, tiny_policy
-from torch import Tensor
 
-from preftune.policies.text.layout import pack, tokens_of
+from architectures import ARCHITECTURES, REFUSED, architecture
 from preftune.policies.text.tokens import TextResponses
 from preftune.types import Rows
+from text_fixtures import tiny_policy
 
 
 def rows_of(*groups: tuple[int, Sequence[int]], seed: int = 0) -> Rows:
