@@ -1,0 +1,236 @@
+"""The softmax behind the head, in place: by torch on a CPU, by the Triton kernel on a card or under Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from preftune.policies.text.kernels import token_logp_
+from preftune.types import PreftuneError
+
+Run = Callable[..., tuple[Tensor, Tensor | None]]
+
+SHAPES = [(1, 1), (5, 2), (4, 400), (3, 1000), (2, 8192), (3, 8193), (2, 20000)]  # the kernel holds 8192 logits at a time
+LAWS = [{}, {"scale": 0.25}, {"softcap": 30.0}, {"softcap": 5.0, "scale": 2.0}]
+
+
+@pytest.fixture(params=["torch", "triton"])
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`token_logp_`, or the kernel behind it."""
+    if request.param == "torch":
+        return token_logp_
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed: pip install triton, about 1 GB, runs the kernel in its interpreter")
+    if torch.cuda.is_available():
+        return on_card
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from preftune.policies.text.kernels_triton import launch
+
+    def interpreted(logits: Tensor, targets: Tensor, **options: object) -> tuple[Tensor, Tensor | None]:
+        values = {"gradient": False, "softcap": None, "scale": 1.0, "collision": False, "target_logits": None, **options}
+        return launch(logits, targets, *values.values())  # type: ignore[arg-type]
+
+    return interpreted
+
+
+def on_card(logits: Tensor, targets: Tensor, **options: object) -> tuple[Tensor, Tensor | None]:
+    """`token_logp_` on a CUDA device, with its results and its changes brought back."""
+    there = logits.cuda()
+    moved = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in options.items()}
+    logp, second = token_logp_(there, targets.cuda(), **moved)  # type: ignore[arg-type]
+    logits.copy_(there)
+    return logp.cpu(), None if second is None else second.cpu()
+
+
+def drawn(n: int, vocabulary: int, seed: int = 0, spread: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Random logits float32 [n, V] and targets [n], both ends of the vocabulary among them."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(vocabulary, (n,), generator=generator)
+    targets[0], targets[-1] = 0, vocabulary - 1
+    return spread * torch.randn(n, vocabulary, generator=generator), targets
+
+
+def truth(logits: Tensor, targets: Tensor, softcap: float | None = None, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """logp [n], d logp / d logits [n, V] and log sum p^2 [n] in float64, by autograd."""
+    z = logits.double().detach().requires_grad_()
+    table = torch.log_softmax(seen(z, softcap, scale), 1)
+    logp = table.gather(1, targets[:, None])[:, 0]
+    (gradient,) = torch.autograd.grad(logp.sum(), z)
+    return logp.detach(), gradient, (2 * table).logsumexp(1).detach()
+
+
+def seen(z: Tensor, softcap: float | None = None, scale: float = 1.0) -> Tensor:
+    """What the softmax sees of raw logits, in float64."""
+    return scale * z.double() if softcap is None else softcap * torch.tanh(scale * z.double() / softcap)
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||, in float64; b may be 0 where a is."""
+    return float((a.detach().double() - b).norm() / b.norm().clamp_min(1e-30))
+
+
+def test_two_tokens_by_hand(run: Run) -> None:
+    """Logits 0 and log 3: p = 1/4, 3/4. Target 1: logp = log 3/4, its gradient -1/4 and 1 - 3/4; sum p^2 = 1/16 + 9/16."""
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    logp, second = run(logits, torch.tensor([1]), gradient=True, collision=True)
+    assert logp.tolist() == pytest.approx([math.log(0.75)])
+    assert logits[0].tolist() == pytest.approx([-0.25, 0.25])
+    assert second is not None
+    assert second.tolist() == pytest.approx([math.log(10 / 16)])
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logp_gradient_and_collision_are_those_of_float64(run: Run, shape: tuple[int, int], law: dict[str, float]) -> None:
+    logits, targets = drawn(*shape)
+    logp, gradient, collision = truth(logits, targets, **law)
+    ours, second = run(logits, targets, gradient=True, collision=True, **law)
+    assert ours.dtype == torch.float32
+    assert (ours - logp).abs().max() < 4e-6  # a few roundings of numbers up to 30
+    assert (second - collision).abs().max() < 4e-6
+    assert off(logits, gradient) < 1e-6
+
+
+def test_without_gradient_the_numbers_are_the_same_bits(run: Run) -> None:
+    logits, targets = drawn(4, 1000)
+    with_gradient, _ = run(logits.clone(), targets, gradient=True)
+    without, second = run(logits, targets, gradient=False)
+    assert torch.equal(with_gradient, without)
+    assert second is None
+
+
+def test_a_quarter_of_a_million_tokens_leave_no_bias(run: Run) -> None:
+    """Sums over that many terms in plain float32 are too small by 1e-5 in every row, which 512 tokens of a response add up."""
+    logits, targets = drawn(2 if run is not token_logp_ else 16, 256000)
+    logp, gradient, _ = truth(logits, targets)
+    ours, _ = run(logits, targets, gradient=True)
+    assert abs(float((ours - logp).mean())) < 1.5e-6
+    assert (ours - logp).abs().max() < 4e-6
+    assert off(logits, gradient) < 2e-6
+
+
+def test_logits_of_ten_thousand_stay_finite_and_exact(run: Run) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, -1e4, -1e4, -1e4]])
+    logp, gradient, collision = truth(logits, targets := torch.tensor([0, 2]))
+    ours, second = run(logits, targets, gradient=True, collision=True)
+    assert torch.allclose(ours.double(), logp)
+    assert torch.allclose(second.double(), collision)
+    assert torch.allclose(logits.double(), gradient)
+
+
+def test_a_target_far_below_the_rest_keeps_its_digits(run: Run) -> None:
+    """Its probability is 0 in float32; its log-probability is not."""
+    logits = torch.zeros(1, 100)
+    logits[0, 7] = -5000.0
+    ours, _ = run(logits, torch.tensor([7]), gradient=True)
+    assert ours.item() == pytest.approx(-5000 - math.log(99), rel=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_masked_tokens_have_no_gradient_and_do_not_count(run: Run, softcap: float | None) -> None:
+    """The first 9000 are minus infinity: more than the kernel holds at a time."""
+    logits, targets = drawn(3, 9500)
+    targets = targets.clamp_min(9000)
+    logits[:, :9000] = -math.inf
+    law = {} if softcap is None else {"softcap": softcap}
+    logp, gradient, _ = truth(logits, targets, **law)
+    ours, _ = run(logits, targets, gradient=True, **law)
+    assert (ours - logp).abs().max() < 4e-6
+    assert torch.all(logits[:, :9000] == 0)
+    assert off(logits, gradient.nan_to_num()) < 1e-6
+
+
+def test_a_masked_target_is_impossible(run: Run) -> None:
+    logits = torch.tensor([[0.0, -math.inf, 0.0]])
+    ours, _ = run(logits, torch.tensor([1]), gradient=True)
+    assert ours.tolist() == [-math.inf]
+    assert logits[0].tolist() == pytest.approx([-0.5, 1.0, -0.5])
+
+
+def test_a_nan_is_passed_on_in_its_row_alone(run: Run) -> None:
+    logits, targets = drawn(3, 400)
+    logits[1, 5] = math.nan
+    ours, _ = run(logits, targets, gradient=True)
+    assert ours.isnan().tolist() == [False, True, False]
+
+
+def test_a_constant_added_to_a_row_changes_nothing(run: Run) -> None:
+    logits, targets = drawn(3, 1000)
+    moved = logits + 8.0
+    ours, _ = run(logits, targets, gradient=True)
+    theirs, _ = run(moved, targets, gradient=True)
+    assert (ours - theirs).abs().max() < 4e-6
+    assert logits.sum(1).abs().max() < 1e-5  # so the gradient has no part along the constant
+
+
+def test_bfloat16_logits_lose_nothing_but_the_rounding_of_the_gradient(run: Run) -> None:
+    logits, targets = drawn(4, 9000)
+    logits = logits.bfloat16()
+    logp, gradient, collision = truth(logits, targets)
+    ours, second = run(logits, targets, gradient=True, collision=True)
+    assert ours.dtype == torch.float32
+    assert (ours - logp).abs().max() < 4e-6
+    assert (second - collision).abs().max() < 4e-6
+    assert logits.dtype == torch.bfloat16
+    assert ((logits.double() - gradient).abs() <= gradient.abs() / 128 + 1e-30).all()  # 8 bits; the interpreter cuts, a card rounds
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_target_logits_computed_apart_take_the_place_of_the_rounded_ones(run: Run, law: dict[str, float]) -> None:
+    logits, targets = drawn(4, 1000)
+    rounded = logits.bfloat16()
+    exact, coarse = (seen(z.gather(1, targets[:, None])[:, 0], **law) for z in (logits, rounded))
+    expected = truth(rounded, targets, **law)[0] - coarse + exact
+    ours, _ = run(rounded, targets, gradient=True, target_logits=logits.gather(1, targets[:, None])[:, 0], **law)
+    assert (exact - coarse).abs().max() > 1e-4
+    assert (ours - expected).abs().max() < 4e-6
+
+
+def test_a_chunk_of_a_larger_buffer_is_changed_and_its_neighbours_are_not(run: Run) -> None:
+    logits, targets = drawn(4, 1000)
+    buffer = torch.full((6, 1100), 7.0)
+    buffer[1:5, :1000] = logits
+    _, gradient, _ = truth(logits, targets)
+    run(buffer[1:5, :1000], targets, gradient=True)
+    assert off(buffer[1:5, :1000], gradient) < 1e-6
+    buffer[1:5, :1000] = 7.0
+    assert torch.all(buffer == 7.0)
+
+
+def test_no_rows_give_no_numbers(run: Run) -> None:
+    logp, second = run(torch.empty(0, 400), torch.empty(0, dtype=torch.int64), gradient=True, collision=True)
+    assert logp.shape == (0,)
+    assert second is not None
+    assert second.shape == (0,)
+
+
+def test_float64_logits_give_float64_numbers() -> None:
+    logits, targets = drawn(4, 1000)
+    logits = logits.double()
+    logp, gradient, _ = truth(logits, targets)
+    ours, _ = token_logp_(logits, targets, gradient=True)
+    assert ours.dtype == torch.float64
+    assert (ours - logp).abs().max() < 1e-13
+    assert off(logits, gradient) < 1e-14
+
+
+def test_many_blocks_of_rows_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = drawn(7, 400)
+    one = logits.clone()
+    expected, _ = token_logp_(one, targets, gradient=True)
+    monkeypatch.setattr("preftune.policies.text.kernels.BLOCK", 900)  # two rows
+    ours, _ = token_logp_(logits, targets, gradient=True)
+    assert torch.equal(ours, expected)
+    assert torch.equal(logits, one)
+
+
+def test_the_kernel_refuses_columns_that_are_not_neighbours(run: Run) -> None:
+    if run is token_logp_:
+        pytest.skip("torch knows strides")
+    with pytest.raises(PreftuneError, match="neighbouring"):
+        run(torch.zeros(400, 3).T, torch.zeros(3, dtype=torch.int64), gradient=True)
