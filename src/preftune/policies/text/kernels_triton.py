@@ -17,16 +17,24 @@ BLOCK = 8192  # logits of a row that a program holds at a time
 
 
 @triton.jit
-def capped(z, scale, softcap, SOFTCAP: tl.constexpr):
-    """What the softmax sees, and its derivative with respect to the raw logit."""
-    x = z * scale
-    slope = tl.zeros_like(x) + scale
+def seen(z, scale, softcap, SOFTCAP: tl.constexpr):
+    """What the softmax sees of raw logits: u."""
+    x = z.to(tl.float32) * scale
     if SOFTCAP:
-        x = x / softcap
-        e = tl.exp(-2.0 * tl.abs(x))  # tanh and its derivative by an exponential that cannot overflow
+        e = tl.exp(-2.0 * tl.abs(x / softcap))  # tanh by an exponential that cannot overflow
         x = tl.where(x < 0, -1.0, 1.0) * softcap * (1.0 - e) / (1.0 + e)
-        slope = slope * 4.0 * e / ((1.0 + e) * (1.0 + e))
-    return x, slope
+    return x
+
+
+@triton.jit
+def slope(z, scale, softcap, SOFTCAP: tl.constexpr):
+    """du / dz."""
+    x = z.to(tl.float32) * scale
+    if SOFTCAP:
+        e = tl.exp(-2.0 * tl.abs(x / softcap))
+        return scale * 4.0 * e / ((1.0 + e) * (1.0 + e))
+    else:
+        return tl.zeros_like(x) + scale
 
 
 @triton.jit
@@ -39,12 +47,12 @@ def row_kernel(
     z_row = logits + row * stride
     target = tl.load(targets + row)
     chosen = tl.load(target_logits + row) if APART else tl.load(z_row + target)  # before anything is written over it
-    chosen, _ = capped(chosen.to(tl.float32), scale, softcap, SOFTCAP)
+    chosen = seen(chosen, scale, softcap, SOFTCAP)
 
     top, total, squares = -float("inf"), 0.0, 0.0
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        u, _ = capped(tl.load(z_row + at, at < V, 0.0).to(tl.float32), scale, softcap, SOFTCAP)
+        u = seen(tl.load(z_row + at, at < V, 0.0), scale, softcap, SOFTCAP)
         u = tl.where(at < V, u, -float("inf"))
         higher = tl.maximum(top, tl.max(u, 0))
         shift = tl.where(higher == -float("inf"), 0.0, higher)  # nothing but masked tokens so far
@@ -61,8 +69,9 @@ def row_kernel(
     if GRADIENT:
         for start in range(0, V, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            u, slope = capped(tl.load(z_row + at, at < V, 0.0).to(tl.float32), scale, softcap, SOFTCAP)
-            g = (tl.where(at == target, 1.0, 0.0) - tl.exp(u - top) / total) * slope
+            z = tl.load(z_row + at, at < V, 0.0)
+            p = tl.exp(seen(z, scale, softcap, SOFTCAP) - top) / total
+            g = (tl.where(at == target, 1.0, 0.0) - p) * slope(z, scale, softcap, SOFTCAP)
             tl.store(z_row + at, g.to(logits.dtype.element_ty), at < V)
 
 
