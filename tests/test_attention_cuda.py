@@ -1,4 +1,4 @@
-"""Attention of packed rows as on CUDA devices: what is gathered and masked, against float64 and a mask made by hand."""
+"""Attention of packs as on CUDA devices: what is gathered and masked, against float64 and a mask made by hand."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from preftune.policies.text import attention
 from preftune.policies.text.attention_cuda import (
+    WAYS,
     Capabilities,
     Gathered,
-    Row,
-    attend,
     attend_dense,
+    attend_flex,
     attend_varlen,
+    block_mask,
     capabilities_of,
     pick,
+    take,
     varlen_is_right,
+    way_for,
 )
+from preftune.policies.text.layout import Segments
+from preftune.policies.text.logprob import Network
 from preftune.types import PreftuneError
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
-ROWS = {
-    "one prompt alone": [(5, ())],
-    "a pair": [(4, (3, 2))],
-    "one token each": [(1, (1, 1))],
-    "lists, singles, and a response whose only token is not fed": [(3, (2, 1, 4)), (1, (5,)), (6, ()), (2, (0, 3)), (4, (0,))],
+PACKS = {
+    "one prompt alone": ((5, ()),),
+    "a pair": ((4, (3, 2)),),
+    "one token each": ((1, (1, 1)),),
+    "lists, singles, and a response whose only token is not fed": ((3, (2, 1, 4)), (1, (5,)), (6, ()), (2, (0, 3)), (4, (0,))),
 }
 
 
@@ -45,7 +51,7 @@ def drawn(tokens: int, heads: int = 4, shared: int = 2, size: int = 8, dtype: to
 
 def lower_right(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
-    scale: float | None, window_size: tuple[int, int], enable_gqa: bool, corner: bool = True,
+    scale: float, window_size: tuple[int, int], enable_gqa: bool, corner: bool = True,
 ) -> Tensor:  # fmt: skip
     """What `varlen_attn` does, piece by piece: query i of n sees keys up to i + m - n of m, and window_size[0] before that one.
 
@@ -63,7 +69,7 @@ def lower_right(
         if window_size[0] >= 0:
             seen &= at >= last - window_size[0]
         keys, values = (x[c:d].repeat_interleave(share, 1) for x in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q[a:b], keys) * (scale or q.shape[2] ** -0.5)
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scale
         out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -math.inf).softmax(2), values))
     return torch.cat(out)
 
@@ -86,7 +92,7 @@ def one_by_one(
                 seen = sequence[max(0, position + 1 - (window or len(sequence))) : position + 1]
                 for head in range(q.shape[1]):
                     shared = head * k.shape[1] // q.shape[1]
-                    scores = k[0, shared, seen] @ q[0, head, at] / math.sqrt(q.shape[3])
+                    scores = 0.3 * k[0, shared, seen] @ q[0, head, at]
                     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
                     out[at, head] = scores.softmax(0) @ v[0, shared, seen]
         start = end
@@ -101,23 +107,23 @@ def gradients(out: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 1, 3])
-@pytest.mark.parametrize("groups", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("groups", PACKS.values(), ids=PACKS)
 def test_the_dense_way_is_the_definition(groups: Any, window: int | None, softcap: float | None) -> None:
-    row = Row(groups, CPU)
-    q, k, v = (x.detach() for x in drawn(row.tokens))
-    ours = attend("dense", q, k, v, row, window=window, softcap=softcap)
+    one = Segments(groups)
+    q, k, v = (x.detach() for x in drawn(len(one)))
+    ours = attend_dense(q, k, v, one, 0.3, window, softcap)
     assert torch.allclose(ours, one_by_one(q, k, v, groups, window, softcap), atol=1e-13)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("groups", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("groups", PACKS.values(), ids=PACKS)
 def test_gathered_keys_give_the_numbers_and_gradients_of_the_dense_mask(groups: Any, window: int | None, heads: tuple[int, int]) -> None:
-    row = Row(groups, CPU)
-    q, k, v = drawn(row.tokens, *heads)
-    truth = attend_dense(q, k, v, row, 0.3, window, None)
-    ours = attend_varlen(q, k, v, row, 0.3, window, None, lower_right)
-    assert ours.shape == (1, row.tokens, heads[0], 8)
+    one = Segments(groups)
+    q, k, v = drawn(len(one), *heads)
+    truth = attend_dense(q, k, v, one, 0.3, window, None)
+    ours = attend_varlen(q, k, v, one, 0.3, window, None, lower_right)
+    assert ours.shape == (1, len(one), heads[0], 8)
     assert ours.is_contiguous()
     assert torch.allclose(ours, truth, atol=1e-13)
     for a, b in zip(gradients(ours, q, k, v), gradients(truth, q, k, v), strict=True):
@@ -137,9 +143,9 @@ def test_a_prompt_is_copied_for_every_response_but_the_first() -> None:
 def test_the_call_fits_the_kernel_of_this_torch(window: int | None) -> None:
     """On the device without numbers, where torch checks arguments and shapes, forward and backward."""
     meta = torch.device("meta")
-    row = Row([(4, (3, 2)), (2, (1,))], meta)
-    q, k, v = (x.detach().to(meta, torch.bfloat16).requires_grad_() for x in drawn(row.tokens))
-    out = attend("varlen", q, k, v, row, scale=0.3, window=window)
+    one = Segments(((4, (3, 2)), (2, (1,))))
+    q, k, v = (x.detach().to(meta, torch.bfloat16).requires_grad_() for x in drawn(len(one)))
+    out = attend_varlen(q, k, v, one, 0.3, window, None)
     assert (out.shape, out.dtype) == ((1, 12, 4, 8), torch.bfloat16)
     assert [x.shape for x in torch.autograd.grad(out.sum(), (q, k, v))] == [q.shape, k.shape, v.shape]
 
@@ -153,7 +159,8 @@ def test_under_autocast_the_kernel_gets_16_bits() -> None:
 
     q, k, v = drawn(8, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        attend_varlen(q, k, v, Row([(5, (3,))], CPU), None, None, None, kernel)
+        attend_varlen(q, k, v, Segments(((5, (3,)),)), 0.3, None, None, kernel)
+        assert way_for(q, None) == "segments"
     assert met == {torch.bfloat16}
 
 
@@ -171,8 +178,6 @@ def test_a_kernel_that_counts_windows_otherwise_is_found_out() -> None:
 
 def test_shares_of_a_prompts_gradient_are_added_in_float32() -> None:
     """In bfloat16 a sum of ones stops at 256, since 257 is rounded back to it; 300 has a place of its own."""
-    from preftune.policies.text.attention_cuda import take
-
     x = torch.zeros(2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     (gradient,) = torch.autograd.grad(take(x, torch.zeros(300, dtype=torch.int64)).sum(), x)
     assert gradient.flatten().tolist() == [300.0, 0.0]
@@ -181,24 +186,24 @@ def test_shares_of_a_prompts_gradient_are_added_in_float32() -> None:
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 2.0)])
 def test_flex_attention_gives_the_numbers_of_the_dense_mask(window: int | None, softcap: float | None) -> None:
     """Forward only: it has no backward pass on a CPU."""
-    row = Row(ROWS["lists, singles, and a response whose only token is not fed"], CPU)
-    q, k, v = (x.detach() for x in drawn(row.tokens, dtype=torch.float32, size=16))
-    truth = attend("dense", q.double(), k.double(), v.double(), row, window=window, softcap=softcap)
-    ours = attend("flex", q, k, v, row, window=window, softcap=softcap)
+    one = Segments(PACKS["lists, singles, and a response whose only token is not fed"])
+    q, k, v = (x.detach() for x in drawn(len(one), dtype=torch.float32, size=16))
+    truth = attend_dense(q.double(), k.double(), v.double(), one, 0.3, window, softcap)
+    ours = attend_flex(q, k, v, one, 0.3, window, softcap)
     assert ours.is_contiguous()
     assert (ours - truth).abs().max() < 2e-6
 
 
 def test_the_block_mask_leaves_out_what_no_token_sees_and_is_made_once() -> None:
     """Two prompts of 256 and their responses of 128, in blocks of 128: 3 + 2 + 1 and 4 blocks each, of 64."""
-    row = Row([(256, (128, 128))] * 2, CPU)
-    mask = row.block_mask(None)
-    assert row.block_mask(None) is mask
-    assert row.block_mask(128) is not mask
+    one = Segments(((256, (128, 128)),) * 2)
+    mask = block_mask(one, None, CPU)
+    assert block_mask(one, None, CPU) is mask
+    assert block_mask(one, 128, CPU) is not mask
     dense = mask.to_dense()[0, 0]
     assert dense.shape == (8, 8)
-    one = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
-    assert torch.equal(dense, torch.block_diag(*[torch.tensor(one)] * 2).to(dense))
+    blocks = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+    assert torch.equal(dense, torch.block_diag(*[torch.tensor(blocks)] * 2).to(dense))
 
 
 @pytest.mark.parametrize(
@@ -227,29 +232,60 @@ def test_a_cpu_is_able_to_do_none_of_it() -> None:
     assert capabilities_of(CPU) == Capabilities()
 
 
-def test_a_row_that_is_not_the_one_described_is_refused() -> None:
+@pytest.mark.parametrize("way", [attend_varlen, attend_flex, attend_dense])
+def test_a_pack_that_is_not_the_one_described_is_refused(way: Any) -> None:
     q, k, v = drawn(9)
-    with pytest.raises(PreftuneError, match="row of 8 tokens"):
-        attend("dense", q, k, v, Row([(5, (3,))], CPU))
+    with pytest.raises(PreftuneError, match="pack of 8 tokens"):
+        way(q, k, v, Segments(((5, (3,)),)), 0.3, None, None)
 
 
 def test_capped_scores_are_refused_by_the_kernel_that_knows_no_caps() -> None:
     q, k, v = drawn(8)
     with pytest.raises(PreftuneError, match="pick"):
-        attend("varlen", q, k, v, Row([(5, (3,))], CPU), softcap=50.0)
+        attend_varlen(q, k, v, Segments(((5, (3,)),)), 0.3, None, 50.0)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen3", "Gemma2"])
+def test_a_model_scored_with_gathered_keys_has_the_plain_engines_numbers_and_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sliding windows of 4 positions in Mistral and Gemma 2; the latter caps scores and logits, so it takes the dense way here."""
+    way: Any = attend_dense if kind == "Gemma2" else partial(attend_varlen, kernel=lower_right)
+    prompts = [tuple(range(5, 14)), (7, 9, 11)]
+    pairs = [(prompts[0], (3, 4, 5, 6)), (prompts[0], (3, 8)), (prompts[1], (9, 9, 2, 4, 5, 6, 7)), (prompts[0], (2,))]
+    met = []
+    for engine in ("plain", "fast"):
+        network = Network(model(kind), engine=engine)
+        assert network.engine == engine, network.engine_note
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "pieces", way)
+            logp = torch.cat(network.token_logps(pairs))
+        met.append([logp, *torch.autograd.grad(logp.double().square().sum(), list(network.parameters()))])
+    for ours, truth in zip(*reversed(met), strict=True):
+        assert (ours - truth).norm() <= 1e-5 * max(float(truth.detach().norm()), 1e-2)
+
+
+def model(kind: str) -> Any:
+    """A tiny random one of that architecture."""
+    import transformers
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.2}
+    if kind in ("Mistral", "Gemma2"):
+        sizes |= {"sliding_window": 4}
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes, pad_token_id=0)).eval()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("way", ["varlen", "flex"])
 @pytest.mark.parametrize("window", [None, 40])
 def test_on_a_card_both_ways_give_the_numbers_and_gradients_of_float64(way: str, window: int | None) -> None:
-    groups = [(150, (70, 33, 1)), (20, (90,)), (64, (64, 64))]
-    here, there = Row(groups, CPU), Row(groups, CUDA)
-    inputs = drawn(here.tokens, 6, 2, 64)
+    groups = ((150, (70, 33, 1)), (20, (90,)), (64, (64, 64)))
+    here, there = Segments(groups), Segments(groups)
+    inputs = drawn(len(here), 6, 2, 64)
     moved = [x.detach().cuda().bfloat16().requires_grad_() for x in inputs]
     rounded = [x.detach().cpu().double().requires_grad_() for x in moved]
-    truth = attend_dense(*rounded, here, None, window, None)
-    ours = attend(way, *moved, there, window=window)
+    truth = attend_dense(*rounded, here, 0.125, window, None)
+    ours = WAYS[way](*moved, there, 0.125, window, None)
     assert (ours.cpu() - truth).abs().max() < 0.02
     weight = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     theirs = torch.autograd.grad((ours * weight.cuda().bfloat16()).float().sum(), moved)

@@ -1,4 +1,4 @@
-"""Attention of a packed row on CUDA devices: every prompt once, its responses behind it, several prompts back to back.
+"""Attention of a pack (`layout`) on CUDA devices, in one call: every prompt once, its responses behind it, several prompts back to back.
 
 A token sees what stands before it in its own sequence, that is in its prompt and its own response, and nothing else. A sliding
 window of w lets it see w positions, its own among them; the position of a response's token counts from the start of its prompt.
@@ -6,7 +6,7 @@ window of w lets it see w positions, its own among them; the position of a respo
 Two ways give this, `pick` says which, and a third is what both are tested against:
 
 "varlen"    one call of torch's variable-length flash kernel on gathered keys. A prompt and its first response are one causal
-            piece of the row as they stand. Of each further response the queries are a piece, and its keys are the prompt's,
+            piece of the pack as they stand. Of each further response the queries are a piece, and its keys are the prompt's,
             copied, with its own behind them: the kernel's causal mask is aligned at the lower right, where the last query meets
             the last key. The copies' gradients are added up in the backward pass, index_add in float32
 "flex"      FlexAttention with a block mask: for capped scores and for float32, which the flash kernel does not take
@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,16 +25,17 @@ import torch
 from torch import Tensor
 
 from ...types import PreftuneError
+from .layout import Segments
 
-Groups = Sequence[tuple[int, Sequence[int]]]  # of each prompt its tokens, and those of each response, in the order of the row
+Groups = Sequence[tuple[int, Sequence[int]]]  # of each prompt its tokens, and those of each response, in the order of the pack
 Sees = Callable[[Tensor, Tensor], Tensor]  #    places of queries and of keys -> which sees which
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The pieces of a row for a variable-length kernel. Queries stand in the row's order, so they need no gathering."""
+    """The pieces of a pack for a variable-length kernel. Queries stand in the pack's order, so they need no gathering."""
 
-    keys: Tensor  #          int64 [M] places in the row of the keys of all pieces, piece by piece
+    keys: Tensor  #          int64 [M] places in the pack of the keys of all pieces, piece by piece
     query_starts: Tensor  #  int32 [S + 1] where each piece's queries start, and the end
     key_starts: Tensor  #    int32 [S + 1]
     longest_query: int
@@ -43,7 +43,7 @@ class Gathered:
 
     @classmethod
     def of(cls, groups: Groups, device: torch.device) -> Gathered:
-        """The `pieces` of the row, one behind the other."""
+        """The `pieces` of the pack, one behind the other."""
         queries, keys = zip(*pieces(groups), strict=True)
         lengths = [sum(map(len, parts)) for parts in keys]
         index = torch.cat([torch.arange(part.start, part.stop) for parts in keys for part in parts])
@@ -70,7 +70,7 @@ def starts(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Places:
-    """What each token of a row is, int64 [N] each."""
+    """What each token of a pack is, int64 [N] each."""
 
     group: Tensor  #     number of its prompt
     branch: Tensor  #    0 in a prompt, 1, 2, ... in its responses
@@ -88,7 +88,7 @@ class Places:
         return cls(*torch.tensor(tokens).reshape(-1, 3).T.to(device).contiguous())
 
     def sees(self, window: int | None) -> Sees:
-        """Whether a query sees a key, given their places in the row."""
+        """Whether a query sees a key, given their places in the pack."""
         group, branch, position = self.group, self.branch, self.position
 
         def sees(query: Tensor, key: Tensor) -> Tensor:
@@ -99,69 +99,46 @@ class Places:
         return sees
 
 
-@dataclass(frozen=True)
-class Row:
-    """A packed row on a device, with what the ways of attending need: made once, when first asked for, and used by all layers."""
-
-    groups: Groups
-    device: torch.device
-    masks: dict[int | None, Any] = field(default_factory=dict, repr=False)  # of FlexAttention, by window
-
-    @cached_property
-    def tokens(self) -> int:
-        """N."""
-        return sum(prompt + sum(responses) for prompt, responses in self.groups)
-
-    @cached_property
-    def gathered(self) -> Gathered:
-        """For "varlen"."""
-        return Gathered.of(self.groups, self.device)
-
-    @cached_property
-    def places(self) -> Places:
-        """For "flex" and "dense"."""
-        return Places.of(self.groups, self.device)
-
-    def block_mask(self, window: int | None) -> Any:
-        """For "flex"; N^2 bytes while it is made."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        if window not in self.masks:
-            sees = self.places.sees(window)
-            mask = lambda b, h, query, key: sees(query, key)
-            self.masks[window] = create_block_mask(mask, None, None, self.tokens, self.tokens, device=self.device)
-        return self.masks[window]
+def places(segments: Segments, device: torch.device) -> Places:
+    """Of a pack."""
+    return kept(segments, Places, lambda: Places.of(segments.groups, device))  # type: ignore[no-any-return]
 
 
-# --- the three ways: q [1, H, N, D], k and v [1, H_kv, N, D] -> [1, N, H, D] ----------------------------------------------
+def block_mask(segments: Segments, window: int | None, device: torch.device) -> Any:
+    """FlexAttention's mask of a pack; N^2 bytes while it is made."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sees, n = places(segments, device).sees(window), len(segments)
+    make = lambda: create_block_mask(lambda b, h, query, key: sees(query, key), None, None, n, n, device=device)
+    return kept(segments, ("blocks", window), make)
 
 
-def attend(
-    way: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row: Row,
-    *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
-    """Attention in the row, contiguous [1, N, H, D]. `scale` None is D^-0.5; H is a multiple of H_kv."""
-    if q.shape[0] != 1 or q.shape[2] != row.tokens or k.shape[2] != row.tokens:
+def kept(segments: Segments, key: Any, make: Callable[[], Any]) -> Any:
+    """Made once for a pack, when first asked for, and used by all layers."""
+    if key not in segments.made:
+        segments.made[key] = make()
+    return segments.made[key]
+
+
+def check(q: Tensor, k: Tensor, segments: Segments) -> None:
+    """A kernel would read beyond its keys without a word."""
+    n = len(segments)
+    if q.shape[0] != 1 or q.shape[2] != n or k.shape[2] != n:
         raise PreftuneError(
-            f"queries {tuple(q.shape)} and keys {tuple(k.shape)} were given for a row of {row.tokens} tokens; "
-            "[1, heads, tokens, d] is needed; give a packed row as one sequence, without padding and without kept keys"
+            f"queries {tuple(q.shape)} and keys {tuple(k.shape)} were given for a pack of {n} tokens; "
+            "[1, heads, tokens, d] is needed; give a pack as one sequence, without padding and without kept keys"
         )
-    return WAYS[way](q, k, v, row, scale, window, softcap)
+
+
+# --- the three ways: q [1, H, N, D], k and v [1, H_kv, N, D], H a multiple of H_kv -> [1, N, H, D], contiguous ------------
 
 
 def attend_varlen(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    row: Row,
-    scale: float | None,
+    segments: Segments,
+    scale: float,
     window: int | None,
     softcap: float | None,
     kernel: Callable[..., Any] | None = None,
@@ -172,8 +149,9 @@ def attend_varlen(
             f"scores capped at {softcap} were asked of the variable-length kernel, which knows no caps; 'flex' or 'dense' is needed; "
             "let `pick` choose"
         )
+    check(q, k, segments)
     q, k, v = lowered(q, k, v)
-    g = row.gathered
+    g: Gathered = kept(segments, Gathered, lambda: Gathered.of(segments.groups, q.device))
     out = (kernel or varlen())(
         q[0].transpose(0, 1),
         take(k[0].transpose(0, 1), g.keys),
@@ -189,26 +167,28 @@ def attend_varlen(
     return out[None].contiguous()
 
 
-def attend_flex(q: Tensor, k: Tensor, v: Tensor, row: Row, scale: float | None, window: int | None, softcap: float | None) -> Tensor:
+def attend_flex(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """By FlexAttention, compiled on CUDA. On a CPU it runs uncompiled and has no backward pass."""
+    check(q, k, segments)
     q, k, v = lowered(q, k, v)
     options: dict[str, Any] = {"score_mod": None if softcap is None else capped(softcap), "scale": scale}
-    if q.is_cuda:  # the kernel for decoding, which short rows would get, wants a power of two of heads to share keys
+    if q.is_cuda:  # the kernel for decoding, which short rows would get, wants a power of two of heads that share keys
         options["kernel_options"] = {"BACKEND": "TRITON"}
     run = compiled_flex() if q.is_cuda else flex()
-    out: Tensor = run(q, k, v, block_mask=row.block_mask(window), enable_gqa=q.shape[1] != k.shape[1], **options)
+    out: Tensor = run(q, k, v, block_mask=block_mask(segments, window, q.device), enable_gqa=q.shape[1] != k.shape[1], **options)
     return out.transpose(1, 2).contiguous()
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, row: Row, scale: float | None, window: int | None, softcap: float | None) -> Tensor:
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """By the formula: softmax(softcap * tanh(scale q k / softcap)) v over what each token sees."""
+    check(q, k, segments)
     share = q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    scores = q @ keys.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
+    scores = q @ keys.transpose(2, 3) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    at = torch.arange(row.tokens, device=q.device)
-    seen = row.places.sees(window)(at[:, None], at[None])
+    at = torch.arange(len(segments), device=q.device)
+    seen = places(segments, q.device).sees(window)(at[:, None], at[None])
     return (scores.masked_fill(~seen, -torch.inf).softmax(3) @ values).transpose(1, 2).contiguous()
 
 
@@ -296,7 +276,7 @@ class Choice:
 def pick(device: torch.device, capabilities: Capabilities, *, dtype: torch.dtype, head_dim: int, softcap: float | None = None) -> Choice:
     """The fastest way that is exact for such heads on such a device."""
     if device.type != "cuda":
-        return Choice("segments", f"attention by segments: {device.type} has no kernel for packed rows")
+        return Choice("segments", f"attention by segments: {device.type} has no kernel for packs")
     if capabilities.compute < (8, 0):
         return Choice("segments", f"attention by segments: compute capability {'.'.join(map(str, capabilities.compute))}, kernels need 8.0")
     hindrances = {
@@ -311,6 +291,11 @@ def pick(device: torch.device, capabilities: Capabilities, *, dtype: torch.dtype
     if capabilities.flex:
         return Choice("flex", f"FlexAttention: {hindrance}")
     return Choice("segments", f"attention by segments: {hindrance}, and FlexAttention or its compiler is missing")
+
+
+def way_for(q: Tensor, softcap: float | None) -> str:
+    """What `pick` says for these queries."""
+    return pick(q.device, capabilities_of(q.device), dtype=lowered(q)[0].dtype, head_dim=q.shape[3], softcap=softcap).way
 
 
 @functools.cache
@@ -330,11 +315,11 @@ def varlen_is_right(device: torch.device, kernel: Callable[..., Any] | None = No
     """
     if kernel is None and not (find_spec("torch.nn.attention.varlen") and torch.backends.cuda.is_flash_attention_available()):
         return False
-    row = Row([(5, (3, 4, 1)), (2, (6,))], device)
-    q, k, v = (torch.randn(1, h, row.tokens, 64, generator=torch.Generator().manual_seed(0)).to(device).bfloat16() for h in (4, 2, 2))
+    one = Segments(((5, (3, 4, 1)), (2, (6,))))
+    q, k, v = (torch.randn(1, h, len(one), 64, generator=torch.Generator().manual_seed(0)).to(device).bfloat16() for h in (4, 2, 2))
     for window in (None, 4):
-        theirs = attend_varlen(q, k, v, row, None, window, None, kernel).float()
-        ours = attend_dense(q.float(), k.float(), v.float(), row, None, window, None)
+        theirs = attend_varlen(q, k, v, one, 0.125, window, None, kernel).float()
+        ours = attend_dense(q.float(), k.float(), v.float(), one, 0.125, window, None)
         if (theirs - ours).abs().max() > 0.05:
             return False
     return True
