@@ -100,6 +100,14 @@ def test_logp_gradient_and_collision_are_those_of_float64(run: Run, shape: tuple
     assert off(logits, gradient) < 1e-6
 
 
+@pytest.mark.parametrize("vocabulary", [50, 400, 1000, 9000])
+def test_of_a_uniform_law_log_prob_and_collision_are_the_same_bits(run: Run, vocabulary: int) -> None:
+    """log p = log sum_v p_v^2 = -log V: what weighs a token by their difference weighs it by exactly 1."""
+    logp, second = run(torch.full((3, vocabulary), 2.5), torch.tensor([0, 7, 49]), gradient=False, collision=True)
+    assert torch.equal(logp, second)
+    assert logp.tolist() == pytest.approx([-math.log(vocabulary)] * 3)
+
+
 def test_without_gradient_the_numbers_are_the_same_bits(run: Run) -> None:
     logits, targets = drawn(4, 1000)
     with_gradient, _ = run(logits.clone(), targets, gradient=True)

@@ -65,9 +65,11 @@ def in_blocks(
         top = z.amax(1)
         p = torch.softmax(z, 1, out=z)
         mass = p.sum(1)  # not quite 1: softmax adds up in float32 one after the other, which is 1e-5 too little in 256k terms
-        logp[here] = chosen - top + (p.amax(1) / mass).log()
+        peak = p.amax(1)
+        highest = (peak / mass).log()  # log-prob of the likeliest token
+        logp[here] = chosen - top + highest
         if collision:
-            second[here] = p.square().sum(1).log() - 2 * mass.log()
+            second[here] = ((p / peak[:, None]).mul_(p).sum(1) / mass).log() + highest
         if gradient:
             g = p.neg_()
             g[torch.arange(len(g), device=g.device), targets[here]] += 1
