@@ -209,9 +209,10 @@ class Network(nn.Module):
     @torch.no_grad()
     def check_packs(self) -> None:
         """A pack must give every response the states that it has alone behind its prompt; otherwise whole sequences are run."""
-        packs = self.engine == "fast"
+        if self.engine == "plain":
+            return
         kinds = set(getattr(self.lm.config, "layer_types", None) or ()) - KINDS
-        if not attention.use(self.lm, packs) or not packs:
+        if not attention.use(self.lm, True):
             reason = "its attention is not one that can be replaced"
         elif kinds:
             reason = f"it has layers of the kind {min(kinds)}"
@@ -220,16 +221,14 @@ class Network(nn.Module):
             pairs: list[Pair] = [(ids[:third], ids[third:]), (ids[:third], ids[-third:]), (ids[2:third], ids[9:])]
             whole = self.hidden_padded(pairs)
             try:
-                ours = self.hidden(pairs)
-                if alike(torch.cat(ours), torch.cat(whole)):
+                if alike(torch.cat(self.hidden(pairs)), torch.cat(whole)):
                     return
                 reason = "in packs it gives other numbers"
             except (attention.Unpackable, RuntimeError, TypeError, ValueError, IndexError) as error:
                 reason = f"in packs it fails: {error}"
         attention.use(self.lm, False)
-        if packs:
-            self.engine = "plain"
-            self.engine_note = f"plain: {type(self.parts['decoder']).__name__} runs one row per response, since {reason}"
+        self.engine = "plain"
+        self.engine_note = f"plain: {type(self.parts['decoder']).__name__} runs one row per response, since {reason}"
 
     @torch.no_grad()
     def cut_trunk(self) -> None:
@@ -276,9 +275,8 @@ class Network(nn.Module):
         """Hidden states [N, d] of a pack."""
         return decoder(  # type: ignore[no-any-return]
             **{name: x[None]},
-            attention_mask=attention.no_mask(self.device),
+            attention_mask=attention.pack_mask(one.segments, self.device),
             position_ids=one.positions().to(self.device)[None],
-            segments=one.segments,
             use_cache=False,
         ).last_hidden_state[0]
 
