@@ -36,7 +36,7 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
     from preftune.policies.text.kernels_triton import launch
 
     def interpreted(logits: Tensor, targets: Tensor, **options: object) -> tuple[Tensor, Tensor | None]:
-        values = {"gradient": False, "softcap": None, "scale": 1.0, "collision": False, "target_logits": None, **options}
+        values = {"slope": False, "softcap": None, "scale": 1.0, "collision": False, "target_logits": None, **options}
         return launch(logits, targets, *values.values())  # type: ignore[arg-type]
 
     return interpreted
@@ -60,12 +60,12 @@ def drawn(n: int, vocabulary: int, seed: int = 0, spread: float = 3.0) -> tuple[
 
 
 def truth(logits: Tensor, targets: Tensor, softcap: float | None = None, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """logp [n], d logp / d logits [n, V] and log sum p^2 [n] in float64, by autograd."""
+    """logp [n], -d logp / d logits [n, V] and log sum p^2 [n] in float64, by autograd."""
     z = logits.double().detach().requires_grad_()
     table = torch.log_softmax(seen(z, softcap, scale), 1)
     logp = table.gather(1, targets[:, None])[:, 0]
-    (gradient,) = torch.autograd.grad(logp.sum(), z)
-    return logp.detach(), gradient, (2 * table).logsumexp(1).detach()
+    (slope,) = torch.autograd.grad(-logp.sum(), z)
+    return logp.detach(), slope, (2 * table).logsumexp(1).detach()
 
 
 def seen(z: Tensor, softcap: float | None = None, scale: float = 1.0) -> Tensor:
@@ -79,117 +79,117 @@ def off(a: Tensor, b: Tensor) -> float:
 
 
 def test_two_tokens_by_hand(run: Run) -> None:
-    """Logits 0 and log 3: p = 1/4, 3/4. Target 1: logp = log 3/4, its gradient -1/4 and 1 - 3/4; sum p^2 = 1/16 + 9/16."""
+    """Logits 0 and log 3: p = 1/4, 3/4. Target 1: logp = log 3/4, slope of the loss 1/4 and 3/4 - 1; sum p^2 = 1/16 + 9/16."""
     logits = torch.tensor([[0.0, math.log(3.0)]])
-    logp, second = run(logits, torch.tensor([1]), gradient=True, collision=True)
+    logp, second = run(logits, torch.tensor([1]), slope=True, collision=True)
     assert logp.tolist() == pytest.approx([math.log(0.75)])
-    assert logits[0].tolist() == pytest.approx([-0.25, 0.25])
+    assert logits[0].tolist() == pytest.approx([0.25, -0.25])
     assert second is not None
     assert second.tolist() == pytest.approx([math.log(10 / 16)])
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_logp_gradient_and_collision_are_those_of_float64(run: Run, shape: tuple[int, int], law: dict[str, float]) -> None:
+def test_logp_slope_and_collision_are_those_of_float64(run: Run, shape: tuple[int, int], law: dict[str, float]) -> None:
     logits, targets = drawn(*shape)
-    logp, gradient, collision = truth(logits, targets, **law)
-    ours, second = run(logits, targets, gradient=True, collision=True, **law)
+    logp, slope, collision = truth(logits, targets, **law)
+    ours, second = run(logits, targets, slope=True, collision=True, **law)
     assert ours.dtype == torch.float32
     assert (ours - logp).abs().max() < 4e-6  # a few roundings of numbers up to 30
     assert (second - collision).abs().max() < 4e-6
-    assert off(logits, gradient) < 1e-6
+    assert off(logits, slope) < 1e-6
 
 
 @pytest.mark.parametrize("vocabulary", [50, 400, 1000, 9000])
 def test_of_a_uniform_law_log_prob_and_collision_are_the_same_bits(run: Run, vocabulary: int) -> None:
     """log p = log sum_v p_v^2 = -log V: what weighs a token by their difference weighs it by exactly 1."""
-    logp, second = run(torch.full((3, vocabulary), 2.5), torch.tensor([0, 7, 49]), gradient=False, collision=True)
+    logp, second = run(torch.full((3, vocabulary), 2.5), torch.tensor([0, 7, 49]), slope=False, collision=True)
     assert torch.equal(logp, second)
     assert logp.tolist() == pytest.approx([-math.log(vocabulary)] * 3)
 
 
-def test_without_gradient_the_numbers_are_the_same_bits(run: Run) -> None:
+def test_without_slope_the_numbers_are_the_same_bits(run: Run) -> None:
     logits, targets = drawn(4, 1000)
-    with_gradient, _ = run(logits.clone(), targets, gradient=True)
-    without, second = run(logits, targets, gradient=False)
-    assert torch.equal(with_gradient, without)
+    with_slope, _ = run(logits.clone(), targets, slope=True)
+    without, second = run(logits, targets, slope=False)
+    assert torch.equal(with_slope, without)
     assert second is None
 
 
 def test_a_quarter_of_a_million_tokens_leave_no_bias(run: Run) -> None:
     """Sums over that many terms in plain float32 are too small by 1e-5 in every row, which 512 tokens of a response add up."""
     logits, targets = drawn(2 if run is not token_logp_ else 16, 256000)
-    logp, gradient, _ = truth(logits, targets)
-    ours, _ = run(logits, targets, gradient=True)
+    logp, slope, _ = truth(logits, targets)
+    ours, _ = run(logits, targets, slope=True)
     assert abs(float((ours - logp).mean())) < 1.5e-6
     assert (ours - logp).abs().max() < 4e-6
-    assert off(logits, gradient) < 2e-6
+    assert off(logits, slope) < 2e-6
 
 
 def test_logits_of_ten_thousand_stay_finite_and_exact(run: Run) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, -1e4, -1e4, -1e4]])
-    logp, gradient, collision = truth(logits, targets := torch.tensor([0, 2]))
-    ours, second = run(logits, targets, gradient=True, collision=True)
+    logp, slope, collision = truth(logits, targets := torch.tensor([0, 2]))
+    ours, second = run(logits, targets, slope=True, collision=True)
     assert torch.allclose(ours.double(), logp)
     assert torch.allclose(second.double(), collision)
-    assert torch.allclose(logits.double(), gradient)
+    assert torch.allclose(logits.double(), slope)
 
 
 def test_a_target_far_below_the_rest_keeps_its_digits(run: Run) -> None:
     """Its probability is 0 in float32; its log-probability is not."""
     logits = torch.zeros(1, 100)
     logits[0, 7] = -5000.0
-    ours, _ = run(logits, torch.tensor([7]), gradient=True)
+    ours, _ = run(logits, torch.tensor([7]), slope=True)
     assert ours.item() == pytest.approx(-5000 - math.log(99), rel=1e-6)
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])
-def test_masked_tokens_have_no_gradient_and_do_not_count(run: Run, softcap: float | None) -> None:
+def test_masked_tokens_have_no_slope_and_do_not_count(run: Run, softcap: float | None) -> None:
     """The first 9000 are minus infinity: more than the kernel holds at a time."""
     logits, targets = drawn(3, 9500)
     targets = targets.clamp_min(9000)
     logits[:, :9000] = -math.inf
     law = {} if softcap is None else {"softcap": softcap}
-    logp, gradient, _ = truth(logits, targets, **law)
-    ours, _ = run(logits, targets, gradient=True, **law)
+    logp, slope, _ = truth(logits, targets, **law)
+    ours, _ = run(logits, targets, slope=True, **law)
     assert (ours - logp).abs().max() < 4e-6
     assert torch.all(logits[:, :9000] == 0)
-    assert off(logits, gradient.nan_to_num()) < 1e-6
+    assert off(logits, slope.nan_to_num()) < 1e-6
 
 
 def test_a_masked_target_is_impossible(run: Run) -> None:
     logits = torch.tensor([[0.0, -math.inf, 0.0]])
-    ours, _ = run(logits, torch.tensor([1]), gradient=True)
+    ours, _ = run(logits, torch.tensor([1]), slope=True)
     assert ours.tolist() == [-math.inf]
-    assert logits[0].tolist() == pytest.approx([-0.5, 1.0, -0.5])
+    assert logits[0].tolist() == pytest.approx([0.5, -1.0, 0.5])
 
 
 def test_a_nan_is_passed_on_in_its_row_alone(run: Run) -> None:
     logits, targets = drawn(3, 400)
     logits[1, 5] = math.nan
-    ours, _ = run(logits, targets, gradient=True)
+    ours, _ = run(logits, targets, slope=True)
     assert ours.isnan().tolist() == [False, True, False]
 
 
 def test_a_constant_added_to_a_row_changes_nothing(run: Run) -> None:
     logits, targets = drawn(3, 1000)
     moved = logits + 8.0
-    ours, _ = run(logits, targets, gradient=True)
-    theirs, _ = run(moved, targets, gradient=True)
+    ours, _ = run(logits, targets, slope=True)
+    theirs, _ = run(moved, targets, slope=True)
     assert (ours - theirs).abs().max() < 4e-6
-    assert logits.sum(1).abs().max() < 1e-5  # so the gradient has no part along the constant
+    assert logits.sum(1).abs().max() < 1e-5  # so the slope has no part along the constant
 
 
-def test_bfloat16_logits_lose_nothing_but_the_rounding_of_the_gradient(run: Run) -> None:
+def test_bfloat16_logits_lose_nothing_but_the_rounding_of_the_slope(run: Run) -> None:
     logits, targets = drawn(4, 9000)
     logits = logits.bfloat16()
-    logp, gradient, collision = truth(logits, targets)
-    ours, second = run(logits, targets, gradient=True, collision=True)
+    logp, slope, collision = truth(logits, targets)
+    ours, second = run(logits, targets, slope=True, collision=True)
     assert ours.dtype == torch.float32
     assert (ours - logp).abs().max() < 4e-6
     assert (second - collision).abs().max() < 4e-6
     assert logits.dtype == torch.bfloat16
-    assert ((logits.double() - gradient).abs() <= gradient.abs() / 128 + 1e-30).all()  # 8 bits; the interpreter cuts, a card rounds
+    assert ((logits.double() - slope).abs() <= slope.abs() / 128 + 1e-30).all()  # 8 bits; the interpreter cuts, a card rounds
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
@@ -198,7 +198,7 @@ def test_target_logits_computed_apart_take_the_place_of_the_rounded_ones(run: Ru
     rounded = logits.bfloat16()
     exact, coarse = (seen(z.gather(1, targets[:, None])[:, 0], **law) for z in (logits, rounded))
     expected = truth(rounded, targets, **law)[0] - coarse + exact
-    ours, _ = run(rounded, targets, gradient=True, target_logits=logits.gather(1, targets[:, None])[:, 0], **law)
+    ours, _ = run(rounded, targets, slope=True, target_logits=logits.gather(1, targets[:, None])[:, 0], **law)
     assert (exact - coarse).abs().max() > 1e-4
     assert (ours - expected).abs().max() < 4e-6
 
@@ -207,15 +207,15 @@ def test_a_chunk_of_a_larger_buffer_is_changed_and_its_neighbours_are_not(run: R
     logits, targets = drawn(4, 1000)
     buffer = torch.full((6, 1100), 7.0)
     buffer[1:5, :1000] = logits
-    _, gradient, _ = truth(logits, targets)
-    run(buffer[1:5, :1000], targets, gradient=True)
-    assert off(buffer[1:5, :1000], gradient) < 1e-6
+    _, slope, _ = truth(logits, targets)
+    run(buffer[1:5, :1000], targets, slope=True)
+    assert off(buffer[1:5, :1000], slope) < 1e-6
     buffer[1:5, :1000] = 7.0
     assert torch.all(buffer == 7.0)
 
 
 def test_no_rows_give_no_numbers(run: Run) -> None:
-    logp, second = run(torch.empty(0, 400), torch.empty(0, dtype=torch.int64), gradient=True, collision=True)
+    logp, second = run(torch.empty(0, 400), torch.empty(0, dtype=torch.int64), slope=True, collision=True)
     assert logp.shape == (0,)
     assert second is not None
     assert second.shape == (0,)
@@ -224,19 +224,19 @@ def test_no_rows_give_no_numbers(run: Run) -> None:
 def test_float64_logits_give_float64_numbers() -> None:
     logits, targets = drawn(4, 1000)
     logits = logits.double()
-    logp, gradient, _ = truth(logits, targets)
-    ours, _ = token_logp_(logits, targets, gradient=True)
+    logp, slope, _ = truth(logits, targets)
+    ours, _ = token_logp_(logits, targets, slope=True)
     assert ours.dtype == torch.float64
     assert (ours - logp).abs().max() < 1e-13
-    assert off(logits, gradient) < 1e-14
+    assert off(logits, slope) < 1e-14
 
 
 def test_many_blocks_of_rows_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = drawn(7, 400)
     one = logits.clone()
-    expected, _ = token_logp_(one, targets, gradient=True)
+    expected, _ = token_logp_(one, targets, slope=True)
     monkeypatch.setattr("preftune.policies.text.kernels.BLOCK", 900)  # two rows
-    ours, _ = token_logp_(logits, targets, gradient=True)
+    ours, _ = token_logp_(logits, targets, slope=True)
     assert torch.equal(ours, expected)
     assert torch.equal(logits, one)
 
@@ -245,7 +245,7 @@ def test_the_kernel_refuses_columns_that_are_not_neighbours(run: Run) -> None:
     if run is token_logp_:
         pytest.skip("torch knows strides")
     with pytest.raises(PreftuneError, match="neighbouring"):
-        run(torch.zeros(400, 3).T, torch.zeros(3, dtype=torch.int64), gradient=True)
+        run(torch.zeros(400, 3).T, torch.zeros(3, dtype=torch.int64), slope=True)
 
 
 COMPILE = """
@@ -258,7 +258,7 @@ for logits in ("bf16", "fp32"):
     for capability in (80, 90):
         types = {"logits": f"*{logits}", "stride": "i64", "targets": "*i64", "target_logits": "*fp32", "logp": "*fp32", "second": "*fp32"}
         types |= {"V": "i32", "scale": "fp32", "softcap": "fp32"}
-        fixed = {"GRADIENT": True, "COLLISION": True, "SOFTCAP": True, "APART": logits == "bf16", "BLOCK": 8192}
+        fixed = {"SLOPE": True, "COLLISION": True, "SOFTCAP": True, "APART": logits == "bf16", "BLOCK": 8192}
         source = ASTSource(row_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
         assert triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 16}).asm["cubin"]
 print("compiled")

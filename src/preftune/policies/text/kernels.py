@@ -1,8 +1,8 @@
-"""The softmax behind the head: log-probs of targets from a chunk of logits, which then holds their gradient.
+"""The softmax behind the head: log-probs of targets from a chunk of logits, which then holds the slope of the loss -logp.
 
     u = scale * z, or softcap * tanh(scale * z / softcap) where the model caps its logits z
     logp = u[target] - log sum_v exp(u_v)
-    d logp / d z_v = (1[v = target] - softmax(u)_v) * du_v / dz_v
+    -d logp / d z_v = (softmax(u)_v - 1[v = target]) * du_v / dz_v
 
 A chunk is read and written where it stands; no second tensor of its size is made. On a CUDA device one Triton kernel does it
 (`kernels_triton.py`, imported when it is first used), elsewhere a few passes of torch over blocks that a processor's cache holds.
@@ -23,7 +23,7 @@ def token_logp_(
     logits: Tensor,
     targets: Tensor,
     *,
-    gradient: bool,
+    slope: bool,
     softcap: float | None = None,
     scale: float = 1.0,
     collision: bool = False,
@@ -31,22 +31,22 @@ def token_logp_(
 ) -> tuple[Tensor, Tensor | None]:
     """logp [n] of the targets, and log sum_v p_v^2 [n] where `collision` asks for it; both float32 (float64 from float64 logits).
 
-    logits         [n, V] products of hidden states and head, as they come. They are used up: with `gradient` they become
-                   d logp / d logits in their own precision, without it they hold nothing of use
+    logits         [n, V] products of hidden states and head, as they come. They are used up: with `slope` they become
+                   -d logp / d logits in their own precision, without it they hold nothing of use
     targets        [n] int64
     target_logits  [n] logits of the targets computed apart in float32, where the rounded ones are not good enough
     """
     if logits.is_cuda and logits.dtype != torch.float64 and find_spec("triton") is not None:  # torch for CUDA on Linux brings it
         from .kernels_triton import launch
 
-        return launch(logits, targets, gradient, softcap, scale, collision, target_logits)
-    return in_blocks(logits, targets, gradient, softcap, scale, collision, target_logits)
+        return launch(logits, targets, slope, softcap, scale, collision, target_logits)
+    return in_blocks(logits, targets, slope, softcap, scale, collision, target_logits)
 
 
 def in_blocks(
     logits: Tensor,
     targets: Tensor,
-    gradient: bool,
+    slope: bool,
     softcap: float | None,
     scale: float,
     collision: bool,
@@ -60,7 +60,7 @@ def in_blocks(
     for start in range(0, len(logits), step):
         here = slice(start, start + step)
         z = cap_(logits[here].to(wide), softcap, scale)  # the chunk itself where that is wide already
-        slope = slope_of(z, softcap, scale) if gradient else None
+        bend = bend_of(z, softcap, scale) if slope else None
         chosen = z.gather(1, targets[here, None])[:, 0] if apart is None else apart[here]
         top = z.amax(1)
         p = torch.softmax(z, 1, out=z)
@@ -70,13 +70,12 @@ def in_blocks(
         logp[here] = chosen - top + highest
         if collision:
             second[here] = ((p / peak[:, None]).mul_(p).sum(1) / mass).log() + highest
-        if gradient:
-            g = p.neg_()
-            g[torch.arange(len(g), device=g.device), targets[here]] += 1
-            if slope is not None:
-                g.mul_(slope)
-            if g.dtype != logits.dtype:
-                logits[here] = g
+        if slope:
+            p[torch.arange(len(p), device=p.device), targets[here]] -= 1
+            if bend is not None:
+                p.mul_(bend)
+            if p.dtype != logits.dtype:
+                logits[here] = p
     return logp, second if collision else None
 
 
@@ -87,7 +86,7 @@ def cap_(z: Tensor, softcap: float | None, scale: float) -> Tensor:
     return z if scale == 1 else z.mul_(scale)
 
 
-def slope_of(u: Tensor, softcap: float | None, scale: float) -> Tensor | float | None:
+def bend_of(u: Tensor, softcap: float | None, scale: float) -> Tensor | float | None:
     """du / dz, from u; None where it is 1."""
     if softcap is not None:
         return (u / softcap).square_().neg_().add_(1).mul_(scale)

@@ -1,7 +1,7 @@
 """The kernel behind `kernels.token_logp_` on CUDA devices. Importing this module imports Triton.
 
 One program per row reads it once for the log-sum-exp, block by block with a running maximum, and a second time, now from the
-cache of the card, to write the gradient over it. All arithmetic is float32 whatever the logits are.
+cache of the card, to write the slope over it. All arithmetic is float32 whatever the logits are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def seen(z, scale, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def slope(z, scale, softcap, SOFTCAP: tl.constexpr):
+def bend(z, scale, softcap, SOFTCAP: tl.constexpr):
     """du / dz."""
     x = z.to(tl.float32) * scale
     if SOFTCAP:
@@ -40,9 +40,9 @@ def slope(z, scale, softcap, SOFTCAP: tl.constexpr):
 @triton.jit
 def row_kernel(
     logits, stride, targets, target_logits, logp, second, V, scale, softcap,
-    GRADIENT: tl.constexpr, COLLISION: tl.constexpr, SOFTCAP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr,
+    SLOPE: tl.constexpr, COLLISION: tl.constexpr, SOFTCAP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """logp[row], second[row] and, in place, d logp / d logits of one row."""
+    """logp[row], second[row] and, in place, -d logp / d logits of one row."""
     row = tl.program_id(0).to(tl.int64)  # rows times vocabulary passes 2^31
     z_row = logits + row * stride
     target = tl.load(targets + row)
@@ -66,19 +66,19 @@ def row_kernel(
     if COLLISION:
         tl.store(second + row, tl.log(squares) - 2.0 * log_total)
 
-    if GRADIENT:
+    if SLOPE:
         for start in range(0, V, BLOCK):
             at = start + tl.arange(0, BLOCK)
             z = tl.load(z_row + at, at < V, 0.0)
             p = tl.exp(seen(z, scale, softcap, SOFTCAP) - top) / total
-            g = (tl.where(at == target, 1.0, 0.0) - p) * slope(z, scale, softcap, SOFTCAP)
+            g = (p - tl.where(at == target, 1.0, 0.0)) * bend(z, scale, softcap, SOFTCAP)
             tl.store(z_row + at, g.to(logits.dtype.element_ty), at < V)
 
 
 def launch(
     logits: Tensor,
     targets: Tensor,
-    gradient: bool,
+    slope: bool,
     softcap: float | None,
     scale: float,
     collision: bool,
@@ -99,7 +99,7 @@ def launch(
     with torch.cuda.device_of(logits):
         row_kernel[(n,)](
             logits, logits.stride(0), targets.contiguous(), apart, logp, second, vocabulary, scale, softcap or 1.0,
-            GRADIENT=gradient, COLLISION=collision, SOFTCAP=softcap is not None, APART=target_logits is not None,
+            SLOPE=slope, COLLISION=collision, SOFTCAP=softcap is not None, APART=target_logits is not None,
             BLOCK=block, num_warps=max(1, min(16, block // 512)),
         )  # fmt: skip
     return logp, second if collision else None
