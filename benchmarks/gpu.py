@@ -37,6 +37,7 @@ from preftune import provenance
 from preftune.learner import OPTIMISERS, GradientLearner
 from preftune.methods.dpo import dpo
 from preftune.policies.text import TextPolicy, TextResponses
+from preftune.policies.text.attention_cuda import capabilities_of, pick
 from preftune.policies.text.logprob import Network
 from preftune.policies.text.model import enable_checkpointing, master_weights, wrap
 from preftune.types import Key, Rows, Scored, Want
@@ -317,13 +318,13 @@ def table(kept: dict[str, Any] | None) -> str:
     """The section, with what is known in it."""
     cells = {(cell["prompt"], cell["response"], cell["train"]): cell for cell in kept["cells"]} if kept else {}
     where = (
-        f"{kept['device']}; {', '.join(f'{name} {version}' for name, version in kept['versions'].items())}; "
+        f"{kept['device']}; {kept['attention']}; {', '.join(f'{name} {version}' for name, version in kept['versions'].items())}; "
         f"commit {kept['commit']}; seed {SEED}; median of {kept['repeats']} steps."
         if kept
         else "Not measured: no CUDA device was at hand. The code runs on a CPU with `--tiny --device cpu`."
     )
     lines = [line_of(*lengths, train, cells.get((*lengths, train))) for train in ("full", "lora") for lengths in LENGTHS]
-    return HEAD.format(tokens=TOKENS, conditions=where) + "\n".join(lines)
+    return HEAD.format(tokens=kept["tokens"] if kept else TOKENS, conditions=where) + "\n".join(lines)
 
 
 def line_of(prompt: int, response: int, train: str, cell: dict[str, Any] | None) -> str:
@@ -355,40 +356,46 @@ def write_section(page: Path, name: str, text: str) -> None:
     page.write_text(marks.sub(lambda _: block, before) if marks.search(before) else f"{before.rstrip()}\n\n{block}", encoding="utf-8")
 
 
+def run(device: torch.device, tiny: bool, tokens: int, repeats: int) -> None:
+    """Measure length by length, and keep what is known after each."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(
+            f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device; one with 139 GiB is needed "
+            "for the 7B shape; run it there, or try the code with --tiny --device cpu"
+        )
+    shape, lengths, tokens = (TINY, ((8, 4), (4, 8)), 64) if tiny else (QWEN_7B, LENGTHS, tokens)
+    choice = pick(device, capabilities_of(device), dtype=torch.bfloat16, head_dim=shape.width // shape.heads)
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
+        "attention": choice.note,
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "tokens": tokens,
+        "repeats": repeats,
+        "cells": [],
+    }
+    for train in ("full", "lora"):
+        for prompt, response in lengths:
+            found["cells"].append(asdict(measured(shape, prompt, response, train, tokens, device, repeats)))
+            print(json.dumps(found["cells"][-1]), flush=True)
+            if not tiny:
+                KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, keep, write; or only write; or only run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a small shape and short texts; nothing is written")
     parser.add_argument("--table", action="store_true", help="write the table from what was measured before, and measure nothing")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a step, where the card holds no more")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
     if not options.table:
-        device = torch.device(options.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise SystemExit(
-                f"device {options.device} was asked for, but torch {torch.__version__} sees no CUDA device; one with 139 GiB is needed "
-                "for the 7B shape; run it there, or try the code with --tiny --device cpu"
-            )
-        shape, lengths, tokens = (TINY, ((8, 4), (4, 8)), 64) if options.tiny else (QWEN_7B, LENGTHS, TOKENS)
-        cells = []
-        for train in ("full", "lora"):
-            for prompt, response in lengths:
-                cells.append(asdict(measured(shape, prompt, response, train, tokens, device, options.repeats)))
-                print(json.dumps(cells[-1]), flush=True)
-        if options.tiny:
-            return
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
-        found = {
-            "device": name,
-            "versions": provenance.versions(),
-            "commit": provenance.commit(),
-            "repeats": options.repeats,
-            "cells": cells,
-        }
-        KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    write_section(options.page, "gpu", table(json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else None))
+        run(torch.device(options.device), options.tiny, options.tokens, options.repeats)
+    if not options.tiny:
+        write_section(options.page, "gpu", table(json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else None))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ def test_what_was_not_measured_is_said_in_every_cell(gpu: ModuleType) -> None:
     assert "| 512, 128 | full | not measured | 15.5, 19.5 |" in rows[1]
 
 
+def test_what_was_measured_stands_in_its_row_with_where_and_how(gpu: ModuleType) -> None:
+    cell = gpu.Cell(512, 128, "full", 21, 16.25, 0.514, 120.4, 1e-4, 9.5, 80.0)
+    kept = {"device": "a card", "attention": "by hand", "versions": {"torch": "9"}, "commit": "abc", "tokens": 99, "repeats": 5}
+    page = gpu.table({**kept, "cells": [asdict(cell)]})
+    assert "a card; by hand; torch 9; commit abc; seed 0; median of 5 steps." in page
+    assert "99 packed tokens" in page
+    line = "| 512, 128 | full | 16.25 | 15.5, 19.5 | 51% | 50%, 62% | 120 | 9.50 | 80 | not measured | not measured | 1.0e-04 |"
+    assert line in page.splitlines()
+
+
 def test_the_section_is_replaced_and_the_rest_of_the_page_stays(gpu: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n<!-- other begin -->\nkeep\n<!-- other end -->\n")

@@ -231,14 +231,16 @@ def test_float64_logits_give_float64_numbers() -> None:
     assert off(logits, slope) < 1e-14
 
 
-def test_many_blocks_of_rows_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, targets = drawn(7, 400)
-    one = logits.clone()
-    expected, _ = token_logp_(one, targets, slope=True)
-    monkeypatch.setattr("preftune.policies.text.kernels.BLOCK", 900)  # two rows
-    ours, _ = token_logp_(logits, targets, slope=True)
-    assert torch.equal(ours, expected)
-    assert torch.equal(logits, one)
+@pytest.mark.parametrize("vocabulary", [400, 9000])
+def test_no_bit_of_a_row_depends_on_the_rows_beside_it(run: Run, vocabulary: int) -> None:
+    logits, targets = drawn(5, vocabulary)
+    together = logits.clone()
+    logp, second = run(together, targets, slope=True, collision=True)
+    for i in range(5):
+        alone = logits[i : i + 1].clone()
+        lp, sq = run(alone, targets[i : i + 1], slope=True, collision=True)
+        assert (lp[0], sq[0]) == (logp[i], second[i])
+        assert torch.equal(alone[0], together[i])
 
 
 def test_the_kernel_refuses_columns_that_are_not_neighbours(run: Run) -> None:
