@@ -8,7 +8,8 @@ Two ways give this, `pick` says which, and a third is what both are tested again
 "varlen"    one call of torch's variable-length flash kernel on gathered keys. A prompt and its first response are one causal
             piece of the pack as they stand. Of each further response the queries are a piece, and its keys are the prompt's,
             copied, with its own behind them: the kernel's causal mask is aligned at the lower right, where the last query meets
-            the last key. The copies' gradients are added up in the backward pass, index_add in float32
+            the last key. The copies' gradients are added up in the backward pass, by index_add in float32 and in no fixed order:
+            as with the kernel's own, their last bits differ from run to run
 "flex"      FlexAttention with a block mask: for capped scores and for float32, which the flash kernel does not take
 "dense"     an explicit mask [N, N]. Any device and precision, and as much memory as it says
 """
@@ -101,7 +102,7 @@ class Places:
 
 def places(segments: Segments, device: torch.device) -> Places:
     """Of a pack."""
-    return kept(segments, Places, lambda: Places.of(segments.groups, device))  # type: ignore[no-any-return]
+    return kept(segments, (Places, device), lambda: Places.of(segments.groups, device))  # type: ignore[no-any-return]
 
 
 def block_mask(segments: Segments, window: int | None, device: torch.device) -> Any:
@@ -110,7 +111,7 @@ def block_mask(segments: Segments, window: int | None, device: torch.device) -> 
 
     sees, n = places(segments, device).sees(window), len(segments)
     make = lambda: create_block_mask(lambda b, h, query, key: sees(query, key), None, None, n, n, device=device)
-    return kept(segments, ("blocks", window), make)
+    return kept(segments, ("blocks", window, device), make)
 
 
 def kept(segments: Segments, key: Any, make: Callable[[], Any]) -> Any:
@@ -151,7 +152,7 @@ def attend_varlen(
         )
     check(q, k, segments)
     q, k, v = lowered(q, k, v)
-    g: Gathered = kept(segments, Gathered, lambda: Gathered.of(segments.groups, q.device))
+    g: Gathered = kept(segments, (Gathered, q.device), lambda: Gathered.of(segments.groups, q.device))
     out = (kernel or varlen())(
         q[0].transpose(0, 1),
         take(k[0].transpose(0, 1), g.keys),
@@ -262,7 +263,7 @@ class Capabilities:
 
     compute: tuple[int, int] = (0, 0)  # of the card
     varlen: bool = False  #               torch has the kernel, and it gives the right numbers on a probe
-    flex: bool = False  #                 torch has FlexAttention and the compiler behind it
+    flex: bool = False  #                 torch has the compiler behind FlexAttention
 
 
 @dataclass(frozen=True)
@@ -288,9 +289,10 @@ def pick(device: torch.device, capabilities: Capabilities, *, dtype: torch.dtype
     hindrance = next((reason for reason, holds in hindrances.items() if holds), None)
     if hindrance is None:
         return Choice("varlen", "variable-length flash attention on gathered keys")
-    if capabilities.flex:
+    if capabilities.flex and dtype != torch.float64:
         return Choice("flex", f"FlexAttention: {hindrance}")
-    return Choice("segments", f"attention by segments: {hindrance}, and FlexAttention or its compiler is missing")
+    more = "FlexAttention takes no float64" if capabilities.flex else "there is no Triton to compile FlexAttention"
+    return Choice("segments", f"attention by segments: {hindrance}, and {more}")
 
 
 def way_for(q: Tensor, softcap: float | None) -> str:
