@@ -390,7 +390,8 @@ def _derived(policy: Any, reference: Any) -> list[str]:
     notes = [f"{trained:,} parameters train, on {network.device} in {str(network.dtype).removeprefix('torch.')}"]
     if reference is not None:
         notes.append(f"reference: {policy.reference_kind}")
-    return [*notes, policy.trunk_note] if not policy.trunk_note.startswith("none: every layer") else notes
+    fallen = [network.engine_note] if network.engine_note.startswith("plain:") else []
+    return [*notes, *fallen, *([] if policy.trunk_note.startswith("none: every layer") else [policy.trunk_note])]
 
 
 def _left_out(data: Any) -> list[str]:
