@@ -111,14 +111,16 @@ class Network(nn.Module):
         layout: str = "shared",
         trunk_bytes: int = 1 << 30,
         trunk_tokens: int = 0,
-        checkpointing: bool = False,
+        checkpointing: int | None = None,
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.module = module
         masters = any(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()) and not hasattr(module, "peft_config")
         self.mixed = precision if masters and precision != torch.float32 else None  # float32 weights, passes in `precision`
-        self.tokens_per_batch, self.layout, self.checkpointing = tokens_per_batch, layout, checkpointing
+        self.tokens_per_batch, self.layout = tokens_per_batch, layout
+        self.checkpointing = checkpointing  #  layers that are computed again; None: a plan of the memory may choose
+        self.budget = tokens_per_batch  #      tokens whose activations are held at one time
         self.trunk_tokens = trunk_tokens  #    as tokens_per_batch, for the trunk
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
         decoder = getattr(lm, lm.base_model_prefix)
@@ -166,7 +168,7 @@ class Network(nn.Module):
 
     def mode(self) -> None:
         """Training mode only where checkpointing asks for it; dropout is zero in both."""
-        wanted = self.checkpointing and torch.is_grad_enabled()
+        wanted = bool(self.checkpointing) and torch.is_grad_enabled()
         if self.lm.training != wanted:
             self.module.train(wanted)
 
@@ -509,6 +511,19 @@ def groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             batches.append([i])
     return batches
+
+
+def consecutive(sizes: Sequence[int], budget: int) -> list[range]:
+    """Neighbours whose sizes add up to at most the budget; one that is larger stands alone."""
+    parts: list[range] = []
+    held = 0
+    for i, size in enumerate(sizes):
+        if parts and held + size <= budget:
+            parts[-1], held = range(parts[-1].start, i + 1), held + size
+        else:
+            parts.append(range(i, i + 1))
+            held = size
+    return parts
 
 
 def present_pairs(rows: Rows) -> list[tuple[int, int]]:
