@@ -541,8 +541,9 @@ def _lengths(policy: Any, method: Method, feed: Any) -> tuple[int, float]:
     counts = Counter(feed.counts)
     rows = feed.rows(range(0, len(feed), math.ceil(len(feed) / LENGTHS)))
     feed.counts = counts  # nothing was trained on them
-    sizes = policy.tokens(rows)
-    if not method.offline:
+    if method.offline:
+        sizes = policy.tokens(rows)
+    else:
         wanted = needs_of(method.objective).columns
         answers = (wanted if isinstance(wanted, int) else ANSWERS) * policy.max_new_tokens
         sizes = [len(policy.words(prompt)) + answers for prompt in rows.prompt]
