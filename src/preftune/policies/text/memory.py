@@ -7,6 +7,7 @@ arithmetic on either: it changes memory and speed, never what is learned.
 
 from __future__ import annotations
 
+import math
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .head import CHUNK, KEEP
+
 if TYPE_CHECKING:
     from .logprob import Network
 
-PROBE = (32, 64)  #    tokens of the two sequences that are counted
+PROBE = (30, 60)  #    tokens of the two sequences that are counted
 USED = 0.9  #          share of the free memory that is planned with: allocators leave gaps
 LEAST = 1024  #        tokens: rather compute activations of some layers again than go below
-CHUNK, KEEP = 1 << 24, 0
 LIMIT = Path("/sys/fs/cgroup")
 
 
@@ -43,11 +45,14 @@ class Footprint:
     vocabulary: int
     head_trains: bool
     size: int  #                  of a number in the precision of a pass
+    a_pass: int = 1 << 14  #      tokens that go through at once; a micro-batch with more of them takes several passes
 
     def head(self, tokens: int) -> int:
-        """The logits at hand at one time, twice in float32, and the slopes that wait for the backward pass if the head trains."""
+        """The logits at hand at one time, twice in float32 and in 16 bits besides, and the slopes that wait for the backward pass if
+        the head trains: as if every token were scored."""
         logits = tokens * self.vocabulary
-        return 2 * 4 * min(logits, CHUNK) + (min(logits * self.size, KEEP) if self.head_trains else 0)
+        kept = min(logits * self.size, KEEP * math.ceil(tokens / self.a_pass)) if self.head_trains else 0
+        return min(logits, CHUNK) * (8 if self.size == 4 else 12) + kept
 
     def active(self) -> list[float]:
         """The layers that keep something, the lowest first."""
@@ -231,10 +236,11 @@ def count(network: Network) -> Footprint:
         layers=tuple(per_token),
         entrance=network.width * size,
         around=3 * network.width * 4,
-        casts=round(fixed),
+        casts=round(fixed) + (0 if network.mixed is None else output.weight.numel() * size),
         vocabulary=output.weight.shape[0],
         head_trains=network.head_trains(),
         size=size,
+        a_pass=network.tokens_per_batch or 1,
     )
 
 
@@ -252,11 +258,11 @@ def kept(network: Network, tokens: int) -> list[int]:
                 found[place.layer] += storage.nbytes()
         return tensor
 
-    half = tokens // 2
-    pair = tuple(range(half)), tuple(range(tokens - half + 1))  # the last token of a response is not fed
+    third = tokens // 3
+    first, second = tuple(range(third + 1)), tuple(range(1, tokens - 2 * third + 2))  # the last token of a response is not fed
     with apart(network), place.watched(layers), torch.enable_grad(), network.autocast():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            held = network.measure([pair])  # as long as this lives, no storage is used twice
+            held = network.measure([(first[:-1], first), (first[:-1], second)])  # as long as this lives, no storage is used twice
         del held
     return found
 
@@ -290,12 +296,12 @@ def apart(network: Network) -> Iterator[None]:
     """Leave no trace of a probe: neither kept states nor checkpointing, which would hide what a layer keeps."""
     from .logprob import Store
 
-    before = network.store, network.last, network.checkpointing
-    network.store, network.last, network.checkpointing = Store(before[0].limit), None, 0
+    before = network.store, network.checkpointing
+    network.store, network.checkpointing = Store(before[0].limit), 0
     try:
         yield
     finally:
-        network.store, network.last, network.checkpointing = before
+        network.store, network.checkpointing = before
 
 
 def layers_of(decoder: nn.Module) -> Sequence[nn.Module]:
@@ -343,7 +349,7 @@ def llama(
         layers=(float(norms * width + 8 + inner * (q + k + 2 * ffn) + 4 * heads),) * layers,
         entrance=float(size * width),
         around=12.0 * width,
-        casts=cast * block * layers,
+        casts=cast * (block * layers + table),
         vocabulary=vocabulary,
         head_trains=True,
         size=size,

@@ -93,12 +93,12 @@ class TextPolicy:
         return pairs_of(rows, self.bos, frozen=self.overlay is not None)
 
     def tokens(self, rows: Rows) -> list[int]:
-        """What each row takes of a pass: its prompt, and its responses behind it or each with a prompt of its own."""
-        shared = self.network.layout == "shared" and rows.prompts is None
-        sizes = [0] * len(rows)
-        for b, k in present_pairs(rows):
-            first = sizes[b] == 0 or not shared
-            sizes[b] += len(rows.response.tokens[b][k]) + (len(self.words(prompt_of(rows, b, k))) if first else 0)
+        """What each row takes of a pass: its prompt once, where packs are run, and all but the last token of each response."""
+        sizes, seen = [0] * len(rows), set()
+        for (b, _), (prompt, response) in zip(present_pairs(rows), self.pairs(rows), strict=True):
+            again = self.network.engine == "fast" and (b, prompt) in seen
+            seen.add((b, prompt))
+            sizes[b] += len(response) - 1 + (0 if again else len(self.words(prompt)))
         return sizes
 
     def parts(self, rows: Rows) -> list[range]:
@@ -341,7 +341,7 @@ def load(
     trust_remote_code: bool = False,
     resize_embeddings: bool = False,
     tokens_per_batch: int | None = None,
-    layout: str = "auto",
+    engine: str = "fast",
     trunk_bytes: int = 1 << 30,
     trunk_tokens: int | None = None,
     seed: int = 0,
@@ -360,7 +360,8 @@ def load(
     masters           false keeps what trains in the 16 bits it was loaded in, for optimiser=adamw-bf16
     tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
                       on the batch; None: 1024 on a CPU, 16384 elsewhere
-    layout            "shared": each prompt once, its responses behind it; "padded": whole sequences; "auto": shared on a CPU
+    engine            "fast": packs, each prompt once, its responses behind it, no padding; "plain": whole padded sequences, what the
+                      fast one is compared with, and what models are scored by that packs do not suit
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
     trunk_tokens      tokens_per_batch of those layers; None: 0 on a CPU, so that a resumed run repeats every bit, 16384 elsewhere.
                       1024 is about twice as fast on a CPU where many responses share one prompt
@@ -368,8 +369,8 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if layout not in ("auto", "shared", "padded"):
-        raise PreftuneError(f"layout is {layout!r}; known are auto, shared and padded; use one of them")
+    if engine not in ("fast", "plain"):
+        raise PreftuneError(f"engine is {engine!r}; known are fast and plain; use one of them")
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source = find_source(model)
@@ -409,7 +410,7 @@ def load(
     network = Network(
         module,
         tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
-        layout=("shared" if place.type == "cpu" else "padded") if layout == "auto" else layout,
+        engine=engine,
         trunk_bytes=trunk_bytes,
         trunk_tokens=(0 if place.type == "cpu" else 16384) if trunk_tokens is None else trunk_tokens,
         checkpointing=checkpointing,
@@ -661,8 +662,6 @@ def enable_checkpointing(network: Network, count: int) -> None:
         layer.gradient_checkpointing = i < count  # type: ignore[assignment]
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # type: ignore[assignment]
     network.checkpointing = min(count, len(layers))
-    if count:
-        network.layout = "padded"
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
