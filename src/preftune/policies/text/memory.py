@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROBE = (30, 60)  #    tokens of the two sequences that are counted
 USED = 0.9  #          share of the free memory that is planned with: allocators leave gaps
 LEAST = 1024  #        tokens: rather compute activations of some layers again than go below
+HOLES = 0.3  #         of the activations, that a C library's heap holds besides on a CPU: freed blocks between blocks in use
 LIMIT = Path("/sys/fs/cgroup")
 
 
@@ -78,7 +79,7 @@ class Footprint:
 class MemoryPlan:
     """Bytes of a run, the token budget of a micro-batch, and the layers whose activations are computed again.
 
-    peak = weights + gradients + optimiser + copies + states + passing + activations(expected)
+    peak = weights + gradients + optimiser + copies + states + passing + activations + holes
     """
 
     device: str
@@ -95,6 +96,7 @@ class MemoryPlan:
     tokens: int  #          the budget of a micro-batch
     expected: int  #        tokens of the largest micro-batch that the data fill
     activations: int  #     of that
+    holes: int  #           that the allocator leaves, on a CPU
     layers: int  #          that keep activations
     checkpointed: int  #    the lowest so many of them are computed again
     peak: int
@@ -137,11 +139,11 @@ def plan(
     """
     optimiser, copied, passing = round(found.trained * state), round(copies * found.gradients), found.casts + found.largest
     fixed = found.weights + found.gradients + optimiser + copied + states + passing
-    layers, most = len(found.active()), max(most, longest)
+    layers, most, share = len(found.active()), max(most, longest), HOLES if device == "cpu" else 0.0
     choices = range(layers + 1) if checkpointing is None else [min(checkpointing, layers)]
 
     def budget(checkpointed: int) -> int:
-        return bisect_right(range(1, most + 1), available - fixed, key=lambda n: found.activations(n, checkpointed))
+        return bisect_right(range(1, most + 1), available - fixed, key=lambda n: (1 + share) * found.activations(n, checkpointed))
 
     least = max(longest, min(LEAST, most))
     chosen = next((k for k in choices if budget(k) >= least), choices[-1])
@@ -163,9 +165,10 @@ def plan(
         tokens=tokens,
         expected=expected,
         activations=activations,
+        holes=round(share * activations),
         layers=layers,
         checkpointed=chosen,
-        peak=fixed + activations,
+        peak=fixed + activations + round(share * activations),
     )
 
 
