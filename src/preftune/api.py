@@ -380,6 +380,7 @@ def _open(
     if test is not None:
         test, _ = usable(test, columns, *labels)
     policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
+    notes += _slow(policy)
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
     extra: dict[str, Any] = {
@@ -397,6 +398,15 @@ def _open(
         told = training.unread if {"desirable", *made} & set(needs.labels) else training.check_labels
         notes += told(method, first)
     return policy, feed, held_out, notes
+
+
+def _slow(policy: Any) -> list[str]:
+    """A precision that this processor had better not compute in."""
+    if not hasattr(policy, "network"):
+        return []
+    from .policies.text.model import slow_precision
+
+    return slow_precision(policy.network.device, policy.network.dtype)
 
 
 def _derived(policy: Any, reference: Any) -> list[str]:

@@ -24,7 +24,7 @@ from .head import CHUNK, KEEP
 if TYPE_CHECKING:
     from .logprob import Network
 
-PROBE = (30, 60)  #    tokens of the two sequences that are counted
+PROBE = 24  #          tokens of a prompt, and of each of the two responses behind it, that are counted
 USED = 0.9  #          share of the free memory that is planned with: allocators leave gaps
 LEAST = 1024  #        tokens: rather compute activations of some layers again than go below
 HOLES = 0.3  #         of the activations, that a C library's heap holds besides on a CPU: freed blocks between blocks in use
@@ -143,7 +143,7 @@ def plan(
     choices = range(layers + 1) if checkpointing is None else [min(checkpointing, layers)]
 
     def budget(checkpointed: int) -> int:
-        return bisect_right(range(1, most + 1), available - fixed, key=lambda n: (1 + share) * found.activations(n, checkpointed))
+        return bisect_right(range(1, most + 1), available - fixed, key=lambda n: round((1 + share) * found.activations(n, checkpointed)))
 
     least = max(longest, min(LEAST, most))
     chosen = next((k for k in choices if budget(k) >= least), choices[-1])
@@ -222,14 +222,14 @@ def confined() -> int:
 
 
 def count(network: Network) -> Footprint:
-    """Two sequences, one twice as long: the difference is what a token costs, the rest does not depend on tokens."""
+    """Two packs, one twice as long: the difference is what their tokens cost, the rest does not depend on tokens."""
     parameters = list(network.module.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    most = min(PROBE[1], getattr(network.lm.config, "max_position_embeddings", None) or PROBE[1])
-    lengths = (most // 2, most)
-    short, long = (kept(network, n) for n in lengths)
-    per_token = [(b - a) / (lengths[1] - lengths[0]) for a, b in zip(short, long, strict=True)]
-    fixed = sum(max(0.0, b - slope * lengths[1]) for b, slope in zip(long, per_token, strict=True))
+    most = min(PROBE, (getattr(network.lm.config, "max_position_embeddings", None) or PROBE) // 4)
+    tokens = most // 2 * (3 if network.engine == "fast" else 4)  # what the second has more than the first
+    short, long = kept(network, most // 2), kept(network, most // 2 * 2)
+    per_token = [(b - a) / tokens for a, b in zip(short, long, strict=True)]
+    casts = sum(max(0, 2 * a - b) for a, b in zip(short, long, strict=True))
     size, output = torch.finfo(network.dtype).bits // 8, network.lm.get_output_embeddings()
     return Footprint(
         weights=sum(p.nbytes for p in parameters),
@@ -239,7 +239,7 @@ def count(network: Network) -> Footprint:
         layers=tuple(per_token),
         entrance=network.width * size,
         around=3 * network.width * 4,
-        casts=round(fixed) + (0 if network.mixed is None else output.weight.numel() * size),
+        casts=casts + (0 if network.mixed is None else output.weight.numel() * size),
         vocabulary=output.weight.shape[0],
         head_trains=network.head_trains(),
         size=size,
@@ -247,8 +247,9 @@ def count(network: Network) -> Footprint:
     )
 
 
-def kept(network: Network, tokens: int) -> list[int]:
-    """Bytes that autograd keeps of each layer for one sequence of so many tokens: distinct storages, parameters left out."""
+def kept(network: Network, part: int) -> list[int]:
+    """Bytes that autograd keeps of each layer for a prompt and two responses of `part` tokens each: distinct storages, parameters
+    left out."""
     layers = layers_of(network.parts["decoder"])
     found, place = [0] * len(layers), Place()
     seen = {p.untyped_storage().data_ptr() for p in network.module.parameters()}
@@ -261,11 +262,10 @@ def kept(network: Network, tokens: int) -> list[int]:
                 found[place.layer] += storage.nbytes()
         return tensor
 
-    third = tokens // 3
-    first, second = tuple(range(third + 1)), tuple(range(1, tokens - 2 * third + 2))  # the last token of a response is not fed
+    prompt, one, other = tuple(range(part)), tuple(range(part + 1)), tuple(range(1, part + 2))  # a response's last token is not fed
     with apart(network), place.watched(layers), torch.enable_grad(), network.autocast():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            held = network.measure([(first[:-1], first), (first[:-1], second)])  # as long as this lives, no storage is used twice
+            held = network.measure([(prompt, one), (prompt, other)])  # as long as this lives, no storage is used twice
         del held
     return found
 
@@ -299,12 +299,12 @@ def apart(network: Network) -> Iterator[None]:
     """Leave no trace of a probe: neither kept states nor checkpointing, which would hide what a layer keeps."""
     from .logprob import Store
 
-    before = network.store, network.checkpointing
-    network.store, network.checkpointing = Store(before[0].limit), 0
+    before = network.store, network.checkpointing, network.tokens_per_batch
+    network.store, network.checkpointing, network.tokens_per_batch = Store(before[0].limit), 0, 4 * PROBE
     try:
         yield
     finally:
-        network.store, network.checkpointing = before
+        network.store, network.checkpointing, network.tokens_per_batch = before
 
 
 def layers_of(decoder: nn.Module) -> Sequence[nn.Module]:
@@ -312,10 +312,10 @@ def layers_of(decoder: nn.Module) -> Sequence[nn.Module]:
     return next((list(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), [])
 
 
-PRECISIONS = {  # bytes of a weight, of its gradient, of its cast; of d, and of q, k and f in a layer's activations
-    "float32": (4, 4, 0, 24, 8),
-    "mixed": (4, 4, 2, 26, 4),  #     float32 weights, passes in bfloat16 by autocast, which casts what enters each linear layer
-    "bfloat16": (2, 2, 0, 16, 4),
+PRECISIONS = {  # bytes of a weight, of its gradient, of its cast; of d in a layer's activations, and of any other number there
+    "float32": (4, 4, 0, 24, 4),
+    "mixed": (4, 4, 2, 26, 2),  #     float32 weights, passes in bfloat16 by autocast, which casts what enters each linear layer
+    "bfloat16": (2, 2, 0, 16, 2),
 }
 
 
@@ -330,26 +330,30 @@ def llama(
     vocabulary: int,
     tied: bool = False,
     precision: str = "float32",
+    behind: float = 4 / 3,
 ) -> Footprint:
-    """A Llama-shaped model on paper, trained whole, with attention that keeps no scores.
+    """A Llama-shaped model on paper, trained whole, with packs and an attention that keeps no scores.
 
     A token's activations in a layer (d width, q = heads * head_dim, k = kv_heads * head_dim, f ffn), in float32 4 bytes each:
-        two norms       2 (3 d + 1)          what comes in, its scale, the normalised, and that times the weight
-        attention       2 q + 2 k + heads    q, k and v after rotation, the output, and the log-sum-exp of every head (always 4 bytes)
-        gated linear    4 f                  gate, its SiLU, up, their product
-    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32.
+        two norms       2 (3 d + 1)            what comes in, its scale, the normalised, and that times the weight
+        attention       3 q + 2 k + heads      q, k and v after rotation, the output by piece and as one, the log-sum-exp of every head
+                        + 2 k behind           keys and values of [prompt | response] again: `behind` is sum (P + C) / (P + sum C)
+        gated linear    4 f                    gate, its SiLU, up, their product
+    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32. Scales and
+    log-sum-exps are always in float32.
     """
     weight, gradient, cast, norms, inner = PRECISIONS[precision]
     q, k = heads * head_dim, kv_heads * head_dim
     block, table = 2 * width * (q + k) + 3 * width * ffn, vocabulary * width
     numbers = layers * (block + 2 * width) + width + (1 if tied else 2) * table
+    layer = norms * width + 8 + inner * (3 * q + 2 * k * (1 + behind) + 4 * ffn) + 4 * heads
     size = 4 if precision == "float32" else 2
     return Footprint(
         weights=weight * numbers,
         trained=numbers,
         gradients=gradient * numbers,
         largest=gradient * table,
-        layers=(float(norms * width + 8 + inner * (q + k + 2 * ffn) + 4 * heads),) * layers,
+        layers=(layer,) * layers,
         entrance=float(size * width),
         around=12.0 * width,
         casts=cast * (block * layers + table),

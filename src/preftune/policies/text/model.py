@@ -461,6 +461,20 @@ def pick_dtype(name: str, place: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16 itself; otherwise they are converted first."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def slow_precision(place: torch.device, precision: torch.dtype) -> list[str]:
+    """What to say about a precision that the processor is slower in than in float32."""
+    if place.type != "cpu" or precision == torch.float32 or (precision == torch.bfloat16 and computes_in_bfloat16()):
+        return []
+    name = str(precision).removeprefix("torch.")
+    better = "bfloat16 or float32" if computes_in_bfloat16() else "float32"
+    return [f"this processor does not compute in {name}: dtype={better} is faster here"]
+
+
 def find_source(model: str | Path) -> str:
     """A folder or a hub id; a .gguf file is converted once and the folder kept in the cache, named by the file's content."""
     path = Path(model).expanduser()
