@@ -340,7 +340,7 @@ def llama(
                         + 2 k behind           keys and values of [prompt | response] again: `behind` is sum (P + C) / (P + sum C)
         gated linear    4 f                    gate, its SiLU, up, their product
     In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32. Scales and
-    log-sum-exps are always in float32.
+    log-sum-exps are always in float32. With autocast the keys of responses are kept once, not twice, which is left in here.
     """
     weight, gradient, cast, norms, inner = PRECISIONS[precision]
     q, k = heads * head_dim, kv_heads * head_dim
