@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROBE = 24  #          tokens of a prompt, and of each of the two responses behind it, that are counted
 USED = 0.9  #          share of the free memory that is planned with: allocators leave gaps
 LEAST = 1024  #        tokens: rather compute activations of some layers again than go below
-HOLES = 0.3  #         of the activations, that a C library's heap holds besides on a CPU: freed blocks between blocks in use
+HOLES = 0.6  #         of the activations, that the C library holds besides on a CPU: freed blocks between blocks in use
 LIMIT = Path("/sys/fs/cgroup")
 
 
