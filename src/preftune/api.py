@@ -31,6 +31,7 @@ from .types import LABELS, Context, Judge, Key, Method, Policy, PreftuneError, R
 from .update import plain
 
 KL_SAMPLES = 32
+SCORED = 64  #   held-out rows scored together; without gradients the engine's own passes bound the memory
 LENGTHS = 256  # rows whose tokens are looked at before a run
 ANSWERS = 4  #   that a method of lists is expected to draw of a prompt
 
@@ -418,7 +419,8 @@ def _derived(policy: Any, reference: Any) -> list[str]:
     notes = [f"{trained:,} parameters train, on {network.device} in {str(network.dtype).removeprefix('torch.')}"]
     if reference is not None:
         notes.append(f"reference: {policy.reference_kind}")
-    return [*notes, policy.trunk_note] if not policy.trunk_note.startswith("none: every layer") else notes
+    fallen = [network.engine_note] if network.engine_note.startswith("plain:") else []
+    return [*notes, *fallen, *([] if policy.trunk_note.startswith("none: every layer") else [policy.trunk_note])]
 
 
 def _left_out(data: Any) -> list[str]:
@@ -598,7 +600,7 @@ def _measure(
     found: measures.Evaluation = {}
     if held_out is not None and hasattr(held_out, "data") and len(held_out.data[0].responses) > 1:
         pairs = dataclasses.replace(held_out, columns=2)
-        batches, clusters = _pairs(pairs, min(config.eval_rows, len(pairs)), config.micro_batch or ROWS)
+        batches, clusters = _pairs(pairs, min(config.eval_rows, len(pairs)), SCORED)
         found |= measures.held_out(policy, reference, batches, beta=beta, clusters=clusters, seed=key.seed)
     drawn = None
     if prompts is not None:
