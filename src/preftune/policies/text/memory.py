@@ -330,30 +330,29 @@ def llama(
     vocabulary: int,
     tied: bool = False,
     precision: str = "float32",
-    behind: float = 4 / 3,
 ) -> Footprint:
-    """A Llama-shaped model on paper, trained whole, with packs and an attention that keeps no scores.
+    """A Llama-shaped model on paper, trained whole, with packs and an attention that keeps what comes in and what goes out.
 
     A token's activations in a layer (d width, q = heads * head_dim, k = kv_heads * head_dim, f ffn), in float32 4 bytes each:
-        two norms       2 (3 d + 1)            what comes in, its scale, the normalised, and that times the weight
-        attention       3 q + 2 k + heads      q, k and v after rotation, the output by piece and as one, the log-sum-exp of every head
-                        + 2 k behind           keys and values of [prompt | response] again: `behind` is sum (P + C) / (P + sum C)
-        gated linear    4 f                    gate, its SiLU, up, their product
-    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32. Scales and
-    log-sum-exps are always in float32. With autocast the keys of responses are kept once, not twice, which is left in here.
+        two norms       2 (3 d + 1)    what comes in, its scale, the normalised, and that times the weight
+        attention       2 q + 2 k      q, k and v after rotation, and the output
+        gated linear    4 f            gate, its SiLU, up, their product
+    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32; the scales always.
+    Flash kernels keep a log-sum-exp of every head besides, and where they run piece by piece the keys and values of
+    [prompt | response] again; `count` sees that.
     """
     weight, gradient, cast, norms, inner = PRECISIONS[precision]
     q, k = heads * head_dim, kv_heads * head_dim
     block, table = 2 * width * (q + k) + 3 * width * ffn, vocabulary * width
     numbers = layers * (block + 2 * width) + width + (1 if tied else 2) * table
-    layer = norms * width + 8 + inner * (3 * q + 2 * k * (1 + behind) + 4 * ffn) + 4 * heads
+    layer = norms * width + 8 + inner * (2 * q + 2 * k + 4 * ffn)
     size = 4 if precision == "float32" else 2
     return Footprint(
         weights=weight * numbers,
         trained=numbers,
         gradients=gradient * numbers,
         largest=gradient * table,
-        layers=(layer,) * layers,
+        layers=(float(layer),) * layers,
         entrance=float(size * width),
         around=12.0 * width,
         casts=cast * (block * layers + table),
