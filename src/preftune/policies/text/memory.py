@@ -174,17 +174,19 @@ def plan(
 
 def relief(made: MemoryPlan, trained: int) -> str:
     """What would make a plan smaller that does not fit, with numbers."""
-    gb = lambda count: f"{count / 1e9:.2f} GB"
-    over = [f"the plan needs {gb(made.peak)}, but {gb(made.available)} can be had on {made.device}"]
+    size = lambda count: f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
     ways = []
     if made.optimiser > 4 * trained:
-        ways.append(f"optimiser=adamw8bit saves {gb(made.optimiser - round(2.03 * trained))}")
+        ways.append(f"optimiser=adamw8bit saves {size(made.optimiser - 2.03 * trained)}")
     if made.gradients > made.weights // 2:
-        ways.append(f"train=lora saves about {gb(made.gradients + made.optimiser + made.copies)}, a quantised base (quantize=4) more")
+        ways.append(f"train=lora about {size(made.gradients + made.optimiser + made.copies)}, and a quantised base (quantize=4) more")
     if made.checkpointed < made.layers:
-        ways.append(f"checkpointing=true saves about {gb(made.activations - made.activations * 2 // (made.layers + 1))}")
-    ways.append(f"shorter max_prompt or max_response save {gb(made.per_token * 1000)} for every 1000 tokens of the longest row")
-    return "; ".join(over + ways)
+        ways.append("checkpointing=true most of the activations")
+    ways.append(f"shorter max_prompt or max_response {size(made.per_token * 1000)} for every 1000 tokens of the longest row")
+    return (
+        f"a step holds {size(made.peak)}, of which {size(made.activations + made.holes)} are activations of {made.expected} tokens, but "
+        f"{size(made.available)} can be had on {made.device}, needed a step that fits; {', '.join(ways)}"
+    )
 
 
 def told(made: MemoryPlan) -> list[str]:
@@ -308,8 +310,15 @@ def apart(network: Network) -> Iterator[None]:
 
 
 def layers_of(decoder: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of a decoder; empty where they are no list of modules."""
-    return next((list(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), [])
+    """The repeated blocks of a decoder; the decoder itself where they are no list of modules."""
+    return next((list(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), [decoder])
+
+
+def repeatable(network: Network) -> bool:
+    """Whether the layers can compute their activations again."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return all(isinstance(layer, GradientCheckpointingLayer) for layer in layers_of(network.parts["decoder"]))
 
 
 PRECISIONS = {  # bytes of a weight, of its gradient, of its cast; of d in a layer's activations, and of any other number there
