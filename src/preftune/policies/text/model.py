@@ -22,7 +22,7 @@ from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, LogpCache, cache_folder, remember
 from .generate import generate, step
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
-from .memory import layers_of
+from .memory import layers_of, repeatable
 from .mixture import TextMixture
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
 
@@ -687,7 +687,7 @@ def enable_checkpointing(network: Network, count: int) -> None:
     """Compute the activations of the lowest `count` layers that train again in the backward pass: when their turn comes, what the
     layers above kept is gone."""
     layers = layers_of(network.parts["decoder"])[network.cut :]
-    if count and not (layers and all(hasattr(layer, "gradient_checkpointing") for layer in layers)):
+    if count and not repeatable(network):
         raise PreftuneError(
             f"checkpointing was asked for, but {type(network.lm).__name__} does not support it; leave it out or choose a smaller batch"
         )
