@@ -107,7 +107,7 @@ class Network(nn.Module):
         self,
         module: Any,
         *,
-        tokens_per_batch: int = 1024,
+        tokens_per_batch: int = 2048,
         engine: str = "fast",
         trunk_bytes: int = 1 << 30,
         trunk_tokens: int | None = None,

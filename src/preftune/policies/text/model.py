@@ -378,7 +378,7 @@ def load(
                       number the lowest so many, false none; None: as few as the memory of the device asks for
     masters           false keeps what trains in the 16 bits it was loaded in, for optimiser=adamw-bf16
     tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
-                      on the batch; None: 1024 on a CPU, 16384 elsewhere
+                      on the batch; None: 2048 on a CPU, 16384 elsewhere
     engine            "fast": packs, each prompt once, its responses behind it, no padding; "plain": whole padded sequences, what the
                       fast one is compared with, and what models are scored by that packs do not suit
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
@@ -428,7 +428,7 @@ def load(
     module.eval()
     network = Network(
         module,
-        tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
+        tokens_per_batch=(2048 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
         engine=engine,
         trunk_bytes=trunk_bytes,
         trunk_tokens=trunk_tokens,
