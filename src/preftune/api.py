@@ -14,8 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import checkpoint, provenance, training
+from . import checkpoint, processes, provenance, training
 from . import evaluation as measures
+from .judges.shared import shared
 from .learner import GradientLearner
 from .log import Log, write_whole
 from .policies.tabular import TabularPolicy
@@ -104,14 +105,16 @@ def train(
     settings  hyperparameters of the method and fields of TrainConfig, by name
 
     The run folder holds config.json, metrics.jsonl, checkpoints, model, evaluation.json, samples.jsonl and report.html.
+    Of several processes, as `torchrun` and `accelerate launch` start them, each calls this with the same arguments; see docs/scale.md.
     """
+    processes.start()
     chosen = prepare(method, settings)
     composed, name, config, hyperparameters = chosen.method, chosen.name, chosen.config, chosen.hyperparameters
-    folder = Path(out) if out else Path("runs") / f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(out) if out else Path("runs") / processes.same(f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume:
-        _fresh(folder)
+        processes.once(lambda: _fresh(folder))
     _asks_a_judge(chosen, judge)
-    judges = [] if judge is None else [resolve_judge(judge)]
+    judges = [] if judge is None else [shared(resolve_judge(judge))]
     given = {"model": model, "method": method, "data": data, "test": test, "judge": judge}
     how = {"load": dict(load or {}), "read": dict(read or {})}
     call = {**how, "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
@@ -135,12 +138,14 @@ def train(
         "data_fingerprint": getattr(feed, "fingerprint", None),
         "objects": [part for part, value in given.items() if not isinstance(value, str | Path | float | int | None)],
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    processes.once(lambda: folder.mkdir(parents=True, exist_ok=True))
+    if not folder.is_dir():
+        raise PreftuneError(f"{folder} is not there on every machine, needed a folder that all processes share; choose another --out")
     key = Key.of(config.seed)
     reference = _reference(policy, composed)
     total, _, _ = training.plan(composed, len(feed), config)
     with _alone(folder), closing(Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])) as log:
-        if not resume or not (folder / "config.json").exists():
+        if processes.first() and not (resume and (folder / "config.json").exists()):
             write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
         for note in chosen.notes + extra + _derived(policy, reference):
             log.say(note)
@@ -163,12 +168,14 @@ def train(
             identity={part: described[part] for part in ("method", "hyperparameters", "data_fingerprint")} | {"batch": config.batch},
             resume=resume,
         )
-        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))  # a resumed run may have other settings
+        if processes.first():
+            write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))  # a resumed run may have other settings
         result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
         for note in _encoded(result.counts):
             log.say(note)
-        if getattr(reference, "hits", 0):
-            log.say(f"{reference.hits} of {reference.hits + reference.misses} reference log-probs came from the cache")
+        hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
+        if hits:
+            log.say(f"{hits} of {hits + misses} reference log-probs came from the cache")
         if outcome.stopped != "interrupted":
             if config.early_stop and outcome.best not in (None, outcome.steps):
                 best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
@@ -177,7 +184,8 @@ def train(
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)
-        result.cache = {name: getattr(reference, name, 0) for name in ("hits", "misses")}
+        hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
+        result.cache = {"hits": hits, "misses": misses}
     return result
 
 
@@ -361,7 +369,8 @@ def _open(
     notes += unusable
     if test is not None:
         test, _ = usable(test, columns, *labels)
-    policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
+    options = {"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {}
+    policy: Any = processes.in_turn(lambda: load_policy(model, **options), one_by_one=False)
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
     extra: dict[str, Any] = {
@@ -437,10 +446,14 @@ def _source(value: Any) -> str | None:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a run folder against other processes."""
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise PreftuneError(f"{folder} is written by another process, needed one alone; wait for it, or choose another --out") from error
+
+    def acquire() -> None:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise PreftuneError(f"{folder} is written by another run, needed one alone; wait for it, or choose another --out") from error
+
+    processes.once(acquire)
     try:
         yield
     finally:
@@ -537,6 +550,8 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     from .report.card import model_card
     from .report.page import write as write_page
 
+    if not processes.first():
+        return
     write_whole(run.folder / "evaluation.json", json.dumps(run.evaluation, indent=1))
     if prompts is not None:
         texts = [run.policy.tokenizer.decode(list(p), skip_special_tokens=True) for p in prompts.prompt]  # type: ignore[attr-defined]

@@ -18,16 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import processes
 from .types import PreftuneError
 
 STATE, SEAL = "state.pt", "seal.json"
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as folder/step-<step>. A step that is there already was made by the same run and is kept."""
+    """Write `state` as folder/step-<step>. A step that is there already was made by the same run and is kept.
+
+    Of several processes, which hold the same, the first one writes.
+    """
     final = path_of(folder, step)
-    if final.exists():
+    if processes.once(final.exists):
         return final
+    if processes.first():
+        _write(final, state)
+    processes.barrier()
+    return final
+
+
+def _write(final: Path, state: dict[str, Any]) -> None:
+    """Aside, flushed, sealed and renamed."""
+    folder = final.parent
     aside = folder / f".writing-{final.name}-{os.getpid()}"
     aside.mkdir(parents=True)
     torch.save({**state, "rng": rng_state()}, aside / STATE)
@@ -37,12 +50,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     _flush(aside)
     os.replace(aside, final)
     _flush(folder)
-    return final
 
 
 def load(path: Path) -> dict[str, Any]:
     """The state of one checkpoint folder; raises PreftuneError when it is incomplete or altered."""
-    found = flaw(path)
+    found = processes.once(lambda: flaw(path))
     if found:
         raise PreftuneError(f"{path} {found}, needed {STATE} as it was written; remove {path} and resume from an older checkpoint")
     return torch.load(path / STATE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
@@ -61,6 +73,12 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
     The run is a function of its checkpoint, so an older one leads to the same weights: damaged ones are renamed, not removed.
     """
+    step, notes = processes.once(lambda: _sound(folder))
+    return (None if step is None else load(path_of(folder, step))), notes
+
+
+def _sound(folder: Path) -> tuple[int | None, list[str]]:
+    """The step of the newest sound checkpoint, the damaged ones being put aside, and what has to be told."""
     found = {step: flaw(path_of(folder, step)) for step in steps(folder)}
     sound = [step for step, what in found.items() if not what]
     if found and not sound:
@@ -75,7 +93,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         aside = damaged.with_name(f"damaged-{damaged.name}-{time.time_ns()}")
         os.replace(damaged, aside)
         notes.append(f"{damaged} {found[step]}; it is now {aside.name}, and the run goes on from step {sound[-1]}, to the same weights")
-    return (load(path_of(folder, sound[-1])), notes) if sound else (None, [])
+    return (sound[-1], notes) if sound else (None, [])
 
 
 def path_of(folder: Path, step: int) -> Path:

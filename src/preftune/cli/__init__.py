@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
+from .. import __version__, processes
 from ..types import PreftuneError
 from .output import complain, parts, print_json
 
@@ -66,11 +66,20 @@ def main(arguments: list[str] | None = None) -> Any:
     # threads that wait spin by default, and steal the core from each other wherever something else runs too (measured: 4 times
     # slower steps of a small model on two busy cores); read when torch is first imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not processes.first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
+        processes.start()
         application(arguments[0] if arguments else None)(args=arguments, prog_name="preftune")
     except PreftuneError as error:  # the one place where a mistake in the input turns into words
-        if "--json" in arguments:
+        if not processes.first_to_fail():
+            pass
+        elif "--json" in arguments:
             print_json({"error": str(error), **parts(str(error)), "exit": BAD_INPUT})
         else:
             complain(str(error))
         sys.exit(BAD_INPUT)
+    except Exception:
+        if processes.size() > 1 and not processes.first_to_fail():
+            sys.exit(1)  # another process failed and said why; this one has only lost it
+        raise

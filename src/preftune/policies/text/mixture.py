@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...types import Key, PreftuneError, Rows, Scored, Want
-from .generate import generate
+from .generate import by_row, generate
 from .logprob import CHUNK, Measured, assemble, pairs_of
 from .tokens import Pair, TextResponses, Tokens
 
@@ -56,7 +56,7 @@ class TextMixture:
         """As TextPolicy.sample: the same draws from the mixed law, whose log-probs are kept."""
         decoding = {"max_new_tokens": self.max_new_tokens, **decoding}
         self.both[1].network.check_length(max(map(len, rows.prompt), default=0) + decoding["max_new_tokens"])
-        return generate(self, rows, n, key, **decoding)  # type: ignore[no-any-return]
+        return by_row(rows, lambda part: generate(self, part, n, key, **decoding), self.tokenizer)
 
     def step(self, ids: Tensor, mask: Tensor, cache: Caches | None) -> tuple[Tensor, Caches]:
         """As TextPolicy.step, of both."""

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import processes
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, cache_folder
-from .generate import generate, step
+from .generate import by_row, generate, step
 from .logprob import Network, assemble, pairs_of, prompt_of
 from .mixture import TextMixture
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
@@ -55,7 +56,8 @@ class TextPolicy:
 
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
-        return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
+        decoding = {"max_new_tokens": self.max_new_tokens, **decoding}
+        return by_row(rows, lambda part: self.run(generate, self, part, n, key, **decoding), self.tokenizer)
 
     def step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """What `generate.step` gives, for a sample under way: the parameters in the module are those that are there."""
@@ -419,6 +421,8 @@ def quiet() -> Iterator[None]:
 def pick_device(name: str) -> torch.device:
     """The device asked for, if it is there."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if cuda and name in ("auto", "cuda") and processes.size() > 1:
+        return torch.device("cuda", torch.cuda.current_device())  # which `processes.start` has chosen
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):

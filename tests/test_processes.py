@@ -1,0 +1,155 @@
+"""Two processes train what one does: the same rows, draws and decisions, and weights that are equal up to the order of sums.
+
+The processes are real and meet over gloo; a fork server has their imports done once.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import preftune.api as api
+from preftune import processes
+from text_fixtures import tiny_folder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts forked processes")
+
+OUTSIDE = Path(__file__).with_name("outside.py")
+IMPORTS = ["preftune.api", "transformers", "transformers.models.llama.modeling_llama", "preftune.policies.text.model", "datasets", "peft"]
+VOWELS = f"{OUTSIDE}:vowels"
+RUNS: dict[str, dict[str, Any]] = {
+    "dpo": dict(method="dpo", steps=4, batch=5, micro_batch=2, test=0.25, eval_every=2, samples=1),
+    "a batch of one row": dict(method="dpo", steps=3, batch=1),
+    "kto, which couples the batch": dict(method="kto", steps=3, batch=5, micro_batch=2),
+    "bco, which keeps statistics": dict(method="bco", steps=3, batch=5, micro_batch=1),
+    "online-ipo": dict(method="online-ipo", judge=VOWELS, steps=3, batch=5, micro_batch=2, test=0.25, eval_every=3, samples=1),
+    "egpo": dict(method="egpo", judge=VOWELS, steps=2, batch=3),
+    "nash-md": dict(method="nash-md", judge=VOWELS, steps=2, batch=3),
+    "rounds": dict(method=f"{OUTSIDE}:by_rounds", judge=VOWELS, rounds=2, epochs=1, batch=4, prompts_per_round=6),
+    "lora": dict(method="dpo", steps=4, batch=5, micro_batch=2, load={"train": "lora"}),
+    "last layer": dict(method="cpo", steps=3, batch=5, micro_batch=2, load={"train": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and sixteen pairs of very different lengths."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_folder(folder / "model", layers=2)
+    lines = [
+        {"prompt": f"Say number {i}." * (1 + i % 3), "chosen": "good " * (1 + i * i % 11), "rejected": f"no {i * 3} it is"}
+        for i in range(16)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def train(world: Path, out: Path, settings: Mapping[str, Any]) -> api.Run:
+    given = {"lr": 1e-3, "progress": False, "load": {"train": "full"}, "samples": 0, "decoding": {"max_new_tokens": 4}, **settings}
+    given["max_response"] = 12
+    return api.train(str(world / "model"), given.pop("method"), str(world / "pairs.jsonl"), out=out, **given)
+
+
+def train_all(world: Path, out: Path, names: list[str]) -> None:
+    """What each of several processes does: one run after the other."""
+    for name in names:
+        train(world, out / name, RUNS[name])
+
+
+Together = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="module")
+def together() -> Iterator[Together]:
+    """Calls a function of this module in so many processes at once, which find one another as a launcher lets them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*IMPORTS, "test_processes"])
+    started: list[Any] = []
+
+    def call(count: int, function: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        made = []
+        for rank in range(count):
+            own = {**told, "RANK": str(rank), "LOCAL_RANK": str(rank), **(environment or {})}
+            made.append(context.Process(target=begin, args=(own, function, *arguments)))
+            made[-1].start()
+        started.extend(made)
+        return made
+
+    yield call
+    for process in started:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def begin(environment: Mapping[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def ended(made: list[Any], seconds: float = 120) -> list[int | None]:
+    """Exit codes."""
+    until = time.monotonic() + seconds
+    for process in made:
+        process.join(max(0.0, until - time.monotonic()))
+    return [process.exitcode for process in made]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next((run / "model").glob("*.safetensors")))
+
+
+def first_weights(world: Path, name: str) -> dict[str, torch.Tensor]:
+    from preftune.policies.text.model import load
+
+    policy = load(world / "model", **RUNS[name].get("load", {}))
+    return {key.replace(".default", ""): value for key, value in policy.state().items()}
+
+
+def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """Between two sets of weights, those that are in both."""
+    return max(float((one[name] - other[name]).abs().max()) for name in one.keys() & other.keys())
+
+
+def told(run: Path) -> list[dict[str, float]]:
+    """The lines of a run without the time that they took."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in {**line, **line.pop("eval", {})}.items() if name != "seconds"} for line in lines]
+
+
+def check_alike(one: Path, two: Path, start: Mapping[str, torch.Tensor]) -> None:
+    """Equal to 1e-5, and to far less than the training moved them; the same numbers were told."""
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys() and distance(first, second) < 1e-5
+    assert distance(first, start) > 100 * distance(first, second)
+    for mine, theirs in zip(told(one), told(two), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def doubled(world: Path, together: Together) -> Path:
+    """Every run made by two processes."""
+    assert ended(together(2, train_all, world, world / "two", list(RUNS))) == [0, 0]
+    return world / "two"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_the_weights_of_one(name: str, world: Path, doubled: Path) -> None:
+    train(world, world / "one" / name, RUNS[name])
+    check_alike(world / "one" / name, doubled / name, first_weights(world, name))
