@@ -18,7 +18,6 @@ import pytest
 import torch
 
 import preftune.api as api
-from preftune import processes
 from text_fixtures import tiny_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts forked processes")
@@ -130,7 +129,7 @@ def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor])
 def told(run: Path) -> list[dict[str, float]]:
     """The lines of a run without the time that they took."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in {**line, **line.pop("eval", {})}.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in {**line.pop("eval", {}), **line}.items() if name != "seconds"} for line in lines]
 
 
 def check_alike(one: Path, two: Path, start: Mapping[str, torch.Tensor]) -> None:
@@ -142,14 +141,43 @@ def check_alike(one: Path, two: Path, start: Mapping[str, torch.Tensor]) -> None
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+WHOLE = ("nash-md",)  # what needs whole weights
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> Callable[[str], Path]:
+    """The folder of a run of one process; each is made once."""
+
+    def get(name: str) -> Path:
+        out = world / "alone" / name
+        if not out.exists():
+            train(world, out, RUNS[name])
+        return out
+
+    return get
+
+
 @pytest.fixture(scope="module")
 def doubled(world: Path, together: Together) -> Path:
-    """Every run made by two processes."""
-    assert ended(together(2, train_all, world, world / "two", list(RUNS))) == [0, 0]
-    return world / "two"
+    """Every run made by two processes that each hold all weights."""
+    assert ended(together(2, train_all, world, world / "doubled", list(RUNS))) == [0, 0]
+    return world / "doubled"
+
+
+@pytest.fixture(scope="module")
+def halved(world: Path, together: Together) -> Path:
+    """The same with weights, gradients and moments in two halves."""
+    names = [name for name in RUNS if name not in WHOLE]
+    assert ended(together(2, train_all, world, world / "halved", names, environment=FSDP)) == [0, 0]
+    return world / "halved"
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_train_the_weights_of_one(name: str, world: Path, doubled: Path) -> None:
-    train(world, world / "one" / name, RUNS[name])
-    check_alike(world / "one" / name, doubled / name, first_weights(world, name))
+def test_two_processes_train_the_weights_of_one(name: str, world: Path, alone: Callable[[str], Path], doubled: Path) -> None:
+    check_alike(alone(name), doubled / name, first_weights(world, name))
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in WHOLE])
+def test_weights_in_two_halves_become_those_of_one_process(name: str, world: Path, alone: Callable[[str], Path], halved: Path) -> None:
+    check_alike(alone(name), halved / name, first_weights(world, name))

@@ -370,7 +370,7 @@ def _open(
     if test is not None:
         test, _ = usable(test, columns, *labels)
     options = {"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {}
-    policy: Any = processes.in_turn(lambda: load_policy(model, **options), one_by_one=False)
+    policy: Any = processes.in_turn(lambda: load_policy(model, **options), one_by_one=processes.sharding())
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
     extra: dict[str, Any] = {
@@ -550,23 +550,31 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     from .report.card import model_card
     from .report.page import write as write_page
 
-    if not processes.first():
-        return
+    if processes.first():
+        _write_told(run, prompts, before, after)
+    if isinstance(run.policy, TabularPolicy):
+        if processes.first():
+            run.model.mkdir(exist_ok=True)
+            write_whole(run.model / "policy.json", json.dumps(run.policy.probabilities().tolist()))
+    else:
+        from .policies.text.model import save
+
+        adapter = hasattr(run.policy.network.module, "peft_config")  # type: ignore[attr-defined]
+        describe = partial(model_card, run.folder, described["model"] or "", method_doc=doc)
+        card = describe(library="peft" if adapter else "transformers") if processes.first() else ""
+        save(run.policy, run.model, card)  # type: ignore[arg-type]
+    if processes.first():
+        write_page(run.folder)
+    processes.barrier()
+
+
+def _write_told(run: Run, prompts: Rows | None, before: Any, after: Any) -> None:
+    """Evaluation and samples."""
     write_whole(run.folder / "evaluation.json", json.dumps(run.evaluation, indent=1))
     if prompts is not None:
         texts = [run.policy.tokenizer.decode(list(p), skip_special_tokens=True) for p in prompts.prompt]  # type: ignore[attr-defined]
         lines = measures.sample_lines(texts, before, after)
         write_whole(run.folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if isinstance(run.policy, TabularPolicy):
-        run.model.mkdir(exist_ok=True)
-        write_whole(run.model / "policy.json", json.dumps(run.policy.probabilities().tolist()))
-    else:
-        from .policies.text.model import save
-
-        adapter = hasattr(run.policy.network.module, "peft_config")  # type: ignore[attr-defined]
-        card = model_card(run.folder, described["model"] or "", method_doc=doc, library="peft" if adapter else "transformers")
-        save(run.policy, run.model, card)  # type: ignore[arg-type]
-    write_page(run.folder)
 
 
 def evaluate(

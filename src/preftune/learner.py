@@ -11,7 +11,7 @@ and what was scored is gathered, so that every process takes the same step on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,7 +87,7 @@ class GradientLearner:
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.policy.load(snapshot["policy"])
-        self.optimiser.load_state_dict(_copied(snapshot["optimiser"]))
+        self.optimiser.load_state_dict(_copied(snapshot["optimiser"], [p for g in self.optimiser.param_groups for p in g["params"]]))
         self.steps = snapshot["steps"]
         self.running = {name: tensor.clone() for name, tensor in snapshot["running"].items()}
 
@@ -128,13 +128,13 @@ class GradientLearner:
         return self.method.objective
 
     def score(self, rows: Rows) -> Scored:
-        """The policy's log-probs, with gradient where enabled, beside the reference's, without."""
-        scored = self.policy.score(rows, self.needs.wants)
+        """The policy's log-probs, with gradient where enabled, beside the reference's, without. The policy comes last: weights in
+        shards stay together from its pass to the backward pass."""
         wants = tuple(want for want in self.needs.wants if want == "segments")
         with torch.no_grad():
             reference = self.roles["reference"].score(rows, wants) if self.needs.reference else None
             other = {name: self.roles[name].score(rows).logp for name in self.needs.other}
-        scored = replace(scored, other=other, running=self.running)
+        scored = replace(self.policy.score(rows, self.needs.wants), other=other, running=self.running)
         if reference is None:
             return scored
         return replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp)
@@ -143,10 +143,11 @@ class GradientLearner:
     def measure(self, rows: Rows) -> tuple[Scored, Loss]:
         """Scores and losses without gradients, micro-batch by micro-batch; as one where the objective couples the batch."""
         mine, own = self._share(rows)
-        parts = [self.score(part) for part in (self.micro(own) if mine else ())]
+        micro = list(self.micro(own)) if mine else []
         if self.needs.batch:
-            whole = self._whole(rows, mine, parts)
+            whole = self._scored(rows, mine, micro)
             return whole, self.objective(whole)
+        parts = [self.score(part) for part in (*micro, *self._idle(rows, len(micro)))][: len(micro)]
         return self._together(rows, mine, parts, [self.objective(part) for part in parts])
 
     def _backward(self, rows: Rows) -> tuple[Scored, Loss]:
@@ -156,13 +157,15 @@ class GradientLearner:
         micro = list(self.micro(own)) if mine else []
         if self.needs.batch and not (len(micro) == processes.size() == 1):
             return self._backward_whole(rows, mine, micro)
-        scored, losses = [], []
+        scored, losses, idle = [], [], self._idle(rows, len(micro))
         for part in micro:
             s = self.score(part)
             loss = self.objective(s)
             _weighted(part, loss).sum().backward()
             scored.append(_detach(s))
             losses.append(_detach_loss(loss))
+        for part in idle:
+            (0 * self.score(part).logp.sum()).backward()
         return self._together(rows, mine, scored, losses)
 
     def _backward_whole(self, rows: Rows, mine: list[int], micro: list[Rows]) -> tuple[Scored, Loss]:
@@ -172,17 +175,19 @@ class GradientLearner:
         the gradient of the whole batch; no graph of more than one micro-batch is ever held.
         """
         with torch.no_grad():
-            whole = self._whole(rows, mine, [self.score(part) for part in micro])
+            whole = self._scored(rows, mine, micro)
         leaves = _trained(whole)
         for leaf in leaves:
             leaf.requires_grad_()
         loss = self.objective(whole)
         gradients = torch.autograd.grad(_weighted(rows, loss).sum(), leaves, allow_unused=True)
-        sizes = [len(part) for part in micro]
+        sizes, idle = [len(part) for part in micro], self._idle(rows, len(micro))
         split = [(torch.zeros_like(leaf) if g is None else g)[mine].split(sizes) for leaf, g in zip(leaves, gradients, strict=True)]
         for part, *slices in zip(micro, *split, strict=True):
             again = _trained(self.policy.score(part, self.needs.wants))
             torch.stack([(x * g).sum() for x, g in zip(again, slices, strict=True)]).sum().backward()
+        for part in idle:
+            (0 * self.policy.score(part, self.needs.wants).logp.sum()).backward()
         return _detach(whole), _detach_loss(loss)
 
     def _share(self, rows: Rows) -> tuple[list[int], Rows]:
@@ -192,8 +197,17 @@ class GradientLearner:
         mine = processes.share(costs(rows))
         return mine, rows.take(mine)
 
-    def _whole(self, rows: Rows, mine: list[int], parts: list[Scored]) -> Scored:
-        """All that was scored of all rows, from the micro-batches of this process and of the others."""
+    def _idle(self, rows: Rows, passes: int) -> list[Rows]:
+        """The passes that other processes make more of: where weights are in shards all must make as many. The cheapest row stands
+        for them, and counts 0."""
+        if not processes.sharding():
+            return []
+        cost = costs(rows)
+        return [rows.take([cost.index(min(cost))])] * (int(processes.largest(passes)) - passes)
+
+    def _scored(self, rows: Rows, mine: list[int], micro: list[Rows]) -> Scored:
+        """All that is scored of all rows, from the micro-batches of this process and of the others."""
+        parts = [self.score(part) for part in (*micro, *self._idle(rows, len(micro)))][: len(micro)]
         names = (*TENSORS, "heads", "other")
         found = processes.gathered(mine, _joined([{name: getattr(part, name) for name in names} for part in parts]))
         return Scored(rows, running=self.running, **found)
@@ -244,12 +258,16 @@ class GradientLearner:
         return found or list(rows.id)
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with moments of its own, which no later step writes into."""
-    moments = {
-        i: {name: value.clone() if isinstance(value, Tensor) else value for name, value in slot.items()}
-        for i, slot in state["state"].items()
-    }
+def _copied(state: dict[str, Any], parameters: Sequence[Tensor] = ()) -> dict[str, Any]:
+    """An optimiser's state with moments of its own, which no later step writes into; in shards where these parameters are."""
+
+    def own(i: int, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        fits = parameters and value.shape == parameters[i].shape
+        return processes.like(value, parameters[i]).clone() if fits else value.clone()
+
+    moments = {i: {name: own(i, value) for name, value in slot.items()} for i, slot in state["state"].items()}
     return {"state": moments, "param_groups": [dict(group) for group in state["param_groups"]]}
 
 
@@ -284,9 +302,10 @@ def _trained(s: Scored) -> list[Tensor]:
 
 
 def _groups(parameters: list[Tensor]) -> list[dict[str, Any]]:
-    """Optimiser groups by the scale of the learning rate, which heads carry as an attribute; others have 1."""
-    scales = sorted({getattr(p, "lr_scale", 1.0) for p in parameters})
-    return [{"params": [p for p in parameters if getattr(p, "lr_scale", 1.0) == scale], "lr_scale": scale} for scale in scales]
+    """Optimiser groups by the scale of the learning rate, which heads carry as an attribute; all else has 1 and is a group of its
+    own, since weights may be in shards and heads never are."""
+    scales = sorted({getattr(p, "lr_scale", 0.0) for p in parameters})
+    return [{"params": [p for p in parameters if getattr(p, "lr_scale", 0.0) == scale], "lr_scale": scale or 1.0} for scale in scales]
 
 
 def _running(needs: Needs, loss: Loss) -> dict[str, Tensor]:

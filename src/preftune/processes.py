@@ -242,6 +242,59 @@ def largest(value: float) -> float:
     return max(gather(value))
 
 
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+def sharding() -> bool:
+    """Whether weights are held in shards: as accelerate's configuration says, and among several processes only."""
+    return size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+@cache
+def mesh() -> Any:
+    """All processes in a row, over which tensors are cut along their first dimension."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (size(),))
+
+
+def sharded(tensor: Any) -> bool:
+    """Whether this process holds a part of the tensor only."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Any) -> Tensor:
+    """The numbers that this process holds."""
+    return tensor.to_local() if sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def whole(tensor: Any) -> Tensor:
+    """All numbers of a tensor, to all processes."""
+    return tensor.full_tensor() if sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def like(tensor: Tensor, other: Any) -> Tensor:
+    """The tensor in shards where the other is, whole where the other is whole."""
+    if not sharded(other):
+        return whole(tensor)
+    if sharded(tensor):
+        return tensor
+    return cut(tensor.shape, lambda first, last: tensor[first:last])
+
+
+def cut(shape: Sequence[int], rows: Callable[[int, int], Tensor]) -> Tensor:
+    """A tensor of this shape in shards, each process's rows being those from `first` to before `last`."""
+    import torch
+    from torch.distributed.tensor import DTensor, Shard
+
+    each = -(-shape[0] // size())
+    first, last = (min(shape[0], each * at) for at in (rank(), rank() + 1))
+    stride = [math.prod(shape[at + 1 :]) for at in range(len(shape))]
+    found = rows(first, last).to(mesh().device_type)
+    return DTensor.from_local(found, mesh(), [Shard(0)], run_check=False, shape=torch.Size(shape), stride=tuple(stride))
+
+
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
@@ -283,11 +336,6 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(tensor)
     if bucket:
         yield bucket
-
-
-def sharded(tensor: Any) -> bool:
-    """Whether this process holds a part of the tensor only."""
-    return hasattr(tensor, "device_mesh")
 
 
 def norm(tensors: Sequence[Any]) -> float:

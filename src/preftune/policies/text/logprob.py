@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from ... import processes
 from ...types import PreftuneError, Rows, Scored, Want
+from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
 
 CHUNK = 1 << 24  # logits that the head makes at a time: 64 MiB in float32
@@ -128,6 +130,7 @@ class Network(nn.Module):
         self.store = Store(trunk_bytes)
         self.last: tuple[Tokens, KeyValues] | None = None  # the trunk's keys and values of the latest prompt
         self.exact_target = False
+        self.shards: Shards | None = None  #   where every process holds a part of the weights
         self.embeddings_work = False  #        known to take the place of ids
         self.width = 0  #                      d of the last hidden state
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
@@ -255,6 +258,28 @@ class Network(nn.Module):
         self.cut = cut
         self.trunk_note = f"the first {cut} of {len(layers)} layers are frozen and computed once per sequence"
 
+    # --- several processes ------------------------------------------------------------------------------------------
+
+    def shard(self) -> None:
+        """Keep a part of every weight and leave the rest to the other processes. Passes are padded then, and nothing of a frozen
+        trunk is kept: every process must make the same passes."""
+        lists = [child for child in self.parts["decoder"].children() if isinstance(child, nn.ModuleList)]
+        if not lists:
+            raise PreftuneError(
+                f"no list of layers was found in {type(self.parts['decoder']).__name__}, needed one to cut the weights; use another "
+                "architecture, or a configuration without FSDP"
+            )
+        self.layout, self.cut, self.trunk_note = "padded", 0, "none: the weights are in shards"
+        self.shards = Shards(self, lists[0])
+
+    def together(self) -> AbstractContextManager[None]:
+        """All weights at hand, for passes that other processes do not make."""
+        return nullcontext() if self.shards is None else self.shards.together()
+
+    def missing(self, passes: int) -> int:
+        """How many passes more another process makes: where weights are in shards all must make as many. Asked before them."""
+        return 0 if self.shards is None else int(processes.largest(passes)) - passes
+
     # --- running a decoder, whole or half: x is ids [T] or lower hidden states [T, d] -------------------------------
 
     def run_padded(self, decoder: Any, name: str, batch: Sequence[Tensor]) -> list[Tensor]:
@@ -348,7 +373,9 @@ class Network(nn.Module):
     def hidden_padded(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Whole sequences in padded batches."""
         out: list[Tensor] = [torch.empty(0)] * len(pairs)
-        for group in groups([len(prompt) + len(response) - 1 for prompt, response in pairs], self.tokens_per_batch):
+        batches = groups([len(prompt) + len(response) - 1 for prompt, response in pairs], self.tokens_per_batch)
+        missing = self.missing(len(batches))
+        for group in batches:
             clean = [(p, r) for p, r in (pairs[i] for i in group) if not isinstance(p, Shifted)]
             if len(clean) < len(group):
                 moved = [torch.cat([self.embedded(p), self.embedded(r[:-1])]) for p, r in (pairs[i] for i in group)]
@@ -359,6 +386,9 @@ class Network(nn.Module):
                 states = self.run_padded(self.parts["decoder"], "input_ids", [self.ids(p + r[:-1]) for p, r in clean])
             for i, state in zip(group, states, strict=True):
                 out[i] = state[len(pairs[i][0]) - 1 :]
+        for _ in range(missing):  # on one token; its gradient is asked for too, and is 0
+            idle = self.run_padded(self.parts["decoder"], "input_ids", [self.ids((0,))])[0]
+            out = [state + 0 * idle.sum() for state in out[:1]] + out[1:]
         return out
 
     @torch.no_grad()
@@ -451,6 +481,8 @@ class Network(nn.Module):
     def measure(self, pairs: Sequence[Pair], *, states: bool = False, collision: bool = False) -> Measured:
         """Per-token log-probabilities of each response given its prompt, and what is asked for besides."""
         if not pairs:
+            if self.shards is not None:
+                self.hidden(pairs)
             return Measured([], [], [])
         self.check_length(max(len(prompt) + len(response) for prompt, response in pairs))
         targets = torch.tensor([token for _, response in pairs for token in response], device=self.device)

@@ -39,6 +39,11 @@ class TextMixture:
     independent = False
 
     def __init__(self, first: TextPolicy, second: TextPolicy, w: float) -> None:
+        if first.network.shards is not None:
+            raise PreftuneError(
+                "a mixture of two models was asked for, token by token, and the weights are in shards (FSDP), needed both models whole in "
+                "every process; use a configuration without FSDP, or a method without a mixture such as online-ipo or egpo"
+            )
         sizes = [len(policy.network.lm.get_output_embeddings().weight) for policy in (first, second)]
         alike = first.tokenizer is second.tokenizer or first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
         if not alike or sizes[0] != sizes[1]:
