@@ -55,6 +55,7 @@ class TextPolicy:
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
         decoding = {"max_new_tokens": self.max_new_tokens, **decoding}

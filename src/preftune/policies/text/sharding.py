@@ -71,12 +71,13 @@ class Shards:
 
     def run(self, overlay: Mapping[str, Tensor] | None, call: Callable[[], Any]) -> Any:
         """Call with the weights in place, those of a frozen copy where it has an overlay."""
+        self.root.reshard()  # it stays together after a pass whose gradient may be asked for: other weights may stand there by now
         with exchanged(self.trained, overlay or {}):
             try:
                 return self.root(call)
             finally:
                 if not torch.is_grad_enabled():
-                    self.root.reshard()  # other weights may stand in the shards before the next pass
+                    self.root.reshard()
 
     @contextmanager
     def together(self) -> Iterator[None]:
