@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import torch
 
 import preftune.api as api
+from preftune import checkpoint
 from text_fixtures import tiny_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts forked processes")
@@ -35,6 +38,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "nash-md": dict(method="nash-md", judge=VOWELS, steps=2, batch=3),
     "rounds": dict(method=f"{OUTSIDE}:by_rounds", judge=VOWELS, rounds=2, epochs=1, batch=4, prompts_per_round=6),
     "lora": dict(method="dpo", steps=4, batch=5, micro_batch=2, load={"train": "lora"}),
+    "a reference that moves": dict(method="tr-dpo", every=1, steps=4, batch=5, micro_batch=2, save_every=1),
+    "two learners in turn": dict(method="ofs-dpo", steps=4, batch=4, micro_batch=2, save_every=1),
     "last layer": dict(method="cpo", steps=3, batch=5, micro_batch=2, load={"train": 1}),
 }
 
@@ -130,7 +135,7 @@ def told(run: Path) -> list[dict[str, float]]:
     """The lines of a run without the time that they took, and without the accuracy of equals, which the last bit decides."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in {**line.pop("eval", {}), **line}.items() if name not in ("seconds", "accuracy")} for line in lines
+        {name: value for name, value in {**line.pop("eval", {}), **line}.items() if name != "seconds" and "accuracy" not in name} for line in lines
     ]
 
 
@@ -144,6 +149,7 @@ def check_alike(one: Path, two: Path, start: Mapping[str, torch.Tensor]) -> None
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+REPLICAS: dict[str, str] = {}
 WHOLE = ("nash-md",)  # what needs whole weights
 
 
@@ -183,3 +189,71 @@ def test_two_processes_train_the_weights_of_one(name: str, world: Path, alone: C
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in WHOLE])
 def test_weights_in_two_halves_become_those_of_one_process(name: str, world: Path, alone: Callable[[str], Path], halved: Path) -> None:
     check_alike(alone(name), halved / name, first_weights(world, name))
+
+
+# --- going on in another world --------------------------------------------------------------------------------------
+
+RESUMED = ("a reference that moves", "two learners in turn", "rounds")
+
+
+def stop_early(world: Path, out: Path, names: Sequence[str]) -> None:
+    """Two steps of each run, by as many processes as call this."""
+    for name in names:
+        assert train(world, out / name, {**RUNS[name], "callbacks": [lambda event: event.step == 2]}).steps == 2
+
+
+def go_on(out: Path, names: Sequence[str]) -> None:
+    for name in names:
+        assert api.resume(out / name, progress=False).stopped == "finished"
+
+
+@pytest.mark.parametrize("kind", [REPLICAS, FSDP], ids=["whole weights", "shards"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_goes_on_with_another_number_of_processes(
+    kind: Mapping[str, str], first: int, world: Path, alone: Callable[[str], Path], together: Together
+) -> None:
+    out = world / f"{first} first, {len(kind)}"
+    for work in (partial(stop_early, world, out, RESUMED), partial(go_on, out, RESUMED)):
+        if (first == 1) == (work.func is stop_early):
+            work()
+        else:
+            assert ended(together(2, work, environment=kind)) == [0, 0]
+    for name in RESUMED:
+        check_alike(alone(name), out / name, first_weights(world, name))
+
+
+def die_at_three(world: Path, out: Path) -> None:
+    def die(event: Any) -> None:
+        if event.step == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(world, out, {**RUNS["a reference that moves"], "callbacks": [die]})
+
+
+@pytest.mark.parametrize("kind", [REPLICAS, FSDP], ids=["whole weights", "shards"])
+def test_the_death_of_one_process_ends_the_run_and_loses_no_checkpoint(
+    kind: Mapping[str, str], world: Path, alone: Callable[[str], Path], together: Together
+) -> None:
+    out = world / f"dead, {len(kind)}"
+    left, killed = ended(together(2, die_at_three, world, out, environment=kind), 60)
+    assert killed == -signal.SIGKILL and left not in (0, None)
+    assert [path.name for path in sorted((out / "checkpoints").glob("step-*"))] == ["step-000001", "step-000002"]
+    go_on(out.parent, [out.name])
+    check_alike(alone("a reference that moves"), out, first_weights(world, "dpo"))
+
+
+def test_a_checkpoint_in_shards_is_whole_or_refused(world: Path, halved: Path) -> None:
+    found = checkpoint.path_of(halved / "dpo" / "checkpoints", 4)
+    shards = sorted(found.glob("shard-*"))
+    assert [path.name for path in shards] == ["shard-00000-of-00002.pt", "shard-00001-of-00002.pt"]
+    state = checkpoint.load(found)
+    assert state["policy"]["model.embed_tokens.weight"].shape == (400, 32) and state["step"] == 4
+    content = shards[1].read_bytes()
+    try:
+        shards[1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert checkpoint.flaw(found) == f"is corrupt: {shards[1].name} is not the file that seal.json describes"
+        shards[1].unlink()
+        assert checkpoint.flaw(found) == f"lacks {shards[1].name}"
+    finally:
+        shards[1].write_bytes(content)
+    assert not checkpoint.flaw(found)
