@@ -135,7 +135,8 @@ def told(run: Path) -> list[dict[str, float]]:
     """The lines of a run without the time that they took, and without the accuracy of equals, which the last bit decides."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in {**line.pop("eval", {}), **line}.items() if name != "seconds" and "accuracy" not in name} for line in lines
+        {name: value for name, value in {**line.pop("eval", {}), **line}.items() if name != "seconds" and "accuracy" not in name}
+        for line in lines
     ]
 
 

@@ -30,6 +30,8 @@ VERBS = {
     "doctor": "preftune.cli.doctor:doctor",
 }
 
+SHARED = ("train", "evaluate", "generate", "--help", "-h", "--version")  # what several processes may be started for
+
 BAD_INPUT = 3  # exit code; typer's own are 2 for wrong usage and 130 for Ctrl-C, see docs/cli.md
 
 
@@ -60,6 +62,16 @@ def application(verb: str | None) -> typer.Typer:
     return app
 
 
+def _meet(verb: str) -> None:
+    """Several processes begin together, or not at all."""
+    if processes.size() > 1 and verb not in SHARED:
+        raise PreftuneError(
+            f"preftune {verb} was started in {processes.size()} processes, needed one: only {', '.join(SHARED[:3])} share their work; "
+            "start it without a launcher"
+        )
+    processes.start()
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run one command; ends the process with a documented exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -69,7 +81,7 @@ def main(arguments: list[str] | None = None) -> Any:
     if not processes.first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        processes.start()
+        _meet(arguments[0] if arguments else "")
         application(arguments[0] if arguments else None)(args=arguments, prog_name="preftune")
     except PreftuneError as error:  # the one place where a mistake in the input turns into words
         if not processes.first_to_fail():
