@@ -333,6 +333,8 @@ def load_policy(model: Any, **options: Any) -> Any:
     if not isinstance(model, str | Path):
         if options:
             raise PreftuneError(f"load options {options} were given for a model that is loaded already; give its folder, or no options")
+        if processes.sharding() and hasattr(model, "network") and model.network.shards is None:
+            model.network.shard()
         return model
     from .policies.text.model import load
 
@@ -399,6 +401,8 @@ def _derived(policy: Any, reference: Any) -> list[str]:
     notes = [f"{trained:,} parameters train, on {network.device} in {str(network.dtype).removeprefix('torch.')}"]
     if reference is not None:
         notes.append(f"reference: {policy.reference_kind}")
+    if processes.size() > 1:
+        notes.append(f"{processes.size()} processes, {'the weights in shards' if network.shards else 'each with all weights'}")
     return [*notes, policy.trunk_note] if not policy.trunk_note.startswith("none: every layer") else notes
 
 

@@ -131,7 +131,7 @@ class Network(nn.Module):
         self.last: tuple[Tokens, KeyValues] | None = None  # the trunk's keys and values of the latest prompt
         self.exact_target = False
         self.shards: Shards | None = None  #   where every process holds a part of the weights
-        self.embeddings_work = False  #        known to take the place of ids
+        self.embeddings_flaw: str | None = None  # why they cannot take the place of ids; None: not asked yet
         self.width = 0  #                      d of the last hidden state
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.layout_note = f"{layout}, as asked"
@@ -269,7 +269,10 @@ class Network(nn.Module):
                 f"no list of layers was found in {type(self.parts['decoder']).__name__}, needed one to cut the weights; use another "
                 "architecture, or a configuration without FSDP"
             )
-        self.layout, self.cut, self.trunk_note = "padded", 0, "none: the weights are in shards"
+        self.embeddings_flaw = self.find_embeddings_flaw()  # which asks for a gradient outside of any pass
+        if self.cut:
+            self.cut, self.trunk_note = 0, "none: the weights are in shards"
+        self.layout = "padded"
         self.shards = Shards(self, lists[0])
 
     def together(self) -> AbstractContextManager[None]:
@@ -412,9 +415,17 @@ class Network(nn.Module):
         return (clean.float() + prompt.offset.to(clean.device)).to(clean.dtype)
 
     def check_embeddings(self) -> None:
-        """Embeddings in place of ids must give the same states, and a gradient must come back to them. Asked once."""
-        if self.embeddings_work:
-            return
+        """Embeddings in place of ids must give the same states, and a gradient must come back to them."""
+        if self.embeddings_flaw is None:
+            self.embeddings_flaw = self.find_embeddings_flaw()
+        if self.embeddings_flaw:
+            raise PreftuneError(
+                f"the embeddings of {type(self.lm).__name__} cannot be moved: {self.embeddings_flaw}; a decoder that takes inputs_embeds "
+                "and passes gradients on is needed; use another architecture, or load it without quantisation"
+            )
+
+    def find_embeddings_flaw(self) -> str:
+        """Why embeddings cannot take the place of ids; empty where they can."""
         ids = self.probe()[0]
         moved = Shifted(tuple(ids.tolist()), torch.zeros(PROBE, self.embedded((0,)).shape[1], device=self.device, requires_grad=True))
         with torch.enable_grad(), self.autocast():
@@ -423,13 +434,9 @@ class Network(nn.Module):
             ours = self.run_padded(self.parts["decoder"], "inputs_embeds", [self.embedded(moved)])[0]
             same = close(ours.detach(), theirs.detach())
             slope = torch.autograd.grad(ours[-1, 0].float(), moved.offset, allow_unused=True)[0] if ours.requires_grad else None
-        if not same or slope is None or not slope.any():
-            what = "its decoder reads more of a token than its embedding" if not same else "no gradient comes back to its embeddings"
-            raise PreftuneError(
-                f"the embeddings of {type(self.lm).__name__} cannot be moved: {what}; a decoder that takes inputs_embeds and passes "
-                "gradients on is needed; use another architecture, or load it without quantisation"
-            )
-        self.embeddings_work = True
+        if not same:
+            return "its decoder reads more of a token than its embedding"
+        return "" if slope is not None and slope.any() else "no gradient comes back to its embeddings"
 
     @torch.no_grad()
     def embedding_scale(self) -> float:
