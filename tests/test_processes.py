@@ -6,6 +6,7 @@ The processes are real and meet over gloo; a fork server has their imports done 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,12 @@ import pytest
 import torch
 
 import preftune.api as api
-from preftune import checkpoint
+from preftune import checkpoint, processes
+from preftune.collect.draw import given
+from preftune.objectives import pairwise
+from preftune.reference import frozen
+from preftune.types import Key, Loss, Method, PreftuneError, Rows, Scored, needs
+from preftune.update import plain
 from text_fixtures import tiny_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts forked processes")
@@ -258,3 +264,92 @@ def test_a_checkpoint_in_shards_is_whole_or_refused(world: Path, halved: Path) -
     finally:
         shards[1].write_bytes(content)
     assert not checkpoint.flaw(found)
+
+
+# --- what all refuse together ---------------------------------------------------------------------------------------
+
+
+class Fussy:
+    """A judge that has no answer to the first prompt."""
+
+    def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> torch.Tensor:
+        if "row 0" in rows.id:
+            raise PreftuneError("no answer to row 0, needed one, ask another judge")
+        return torch.full((*a.shape, b.shape[1]), 0.5, dtype=torch.float64)
+
+
+def overflowing(beta: float = 0.1) -> Method:
+    """dpo, whose loss of row 3 is infinite."""
+
+    @needs(columns=2, labels=("ranked",))
+    def objective(s: Scored) -> Loss:
+        loss = pairwise.dpo(s, beta=beta)
+        return Loss(loss.row * torch.tensor([math.inf if name == "row 3" else 1.0 for name in s.rows.id]))
+
+    return Method(objective, given, frozen, plain)
+
+
+def meet_refusals(world: Path, out: Path) -> None:
+    """Three runs that cannot go on; what this process was told of each."""
+    rank = os.environ["RANK"]
+    rows = [{"id": f"row {i}", "prompt": f"Say {i}.", "chosen": f"{i} " * (1 + i), "rejected": "no"} for i in range(8)]
+    options = {"lr": 1e-3, "progress": False, "samples": 0, "batch": 8, "steps": 2, "load": {"train": "full"}, "max_response": 6}
+    runs: list[tuple[Any, Any, dict[str, Any]]] = [
+        (overflowing, rows, {}),
+        ("online-ipo", rows, {"judge": Fussy()}),
+        ("dpo", [{**row, "chosen": "2"} for row in rows] if rank == "1" else rows, {}),
+    ]
+    said = []
+    for number, (method, data, more) in enumerate(runs):
+        with pytest.raises(PreftuneError) as refused:
+            api.train(str(world / "model"), method, data, out=out / str(number), **options, **more)
+        said.append(str(refused.value))
+    (out / f"said-{rank}.json").write_text(json.dumps(said))
+
+
+def test_what_one_process_refuses_all_refuse_with_the_same_words(world: Path, together: Together) -> None:
+    out = world / "refused"
+    out.mkdir()
+    assert ended(together(2, meet_refusals, world, out)) == [0, 0]
+    said = [json.loads((out / f"said-{rank}.json").read_text()) for rank in range(2)]
+    assert said[0] == said[1]
+    diverged, unanswered, different = said[0]
+    assert diverged.startswith("the loss is not finite at step 1, caused by rows ['row 3']; needed finite numbers")
+    assert unanswered == "no answer to row 0, needed one, ask another judge"
+    assert different.startswith("the 2 processes have different data_fingerprint: ")
+
+
+# --- shares ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("costs", [[1.0] * 7, [5, 1, 1, 1, 1, 1], [9, 7, 5, 4, 4, 3, 2, 2, 1, 0], [3.0], []])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_shares_hold_every_row_once_and_differ_by_at_most_the_dearest_row(costs: list[float], count: int) -> None:
+    taken = processes.shares(costs, count)
+    assert sorted(row for rows in taken for row in rows) == list(range(len(costs))) and len(taken) == count
+    load = [sum(costs[row] for row in rows) for rows in taken]
+    assert max(load) - min(load) <= max(costs, default=0)
+    assert min(map(len, taken)) >= min(1, len(costs) // count)
+    assert taken == processes.shares(list(costs), count)
+
+
+def test_shares_of_tokens_are_nearly_equal_where_shares_of_rows_are_not() -> None:
+    """A hundred natural lengths in eight shares: within 1 % by tokens; in order, eight rows at a time, they differ by a third."""
+    length = torch.exp(torch.randn(100, generator=torch.Generator().manual_seed(0)) * 0.8 + 4).tolist()
+
+    def spread(shares: list[list[int]]) -> float:
+        load = [sum(length[row] for row in rows) for rows in shares]
+        return max(load) / (sum(load) / len(load)) - 1
+
+    assert spread(processes.shares(length, 8)) < 0.01
+    assert spread([list(range(first, 100, 8)) for first in range(8)]) > 0.1
+
+
+def test_one_process_neither_imports_nor_starts_anything() -> None:
+    """Alone every function is the identity."""
+    assert (processes.size(), processes.rank(), processes.first(), processes.sharding()) == (1, 0, True, False)
+    values = {"a": torch.arange(3), "b": None}
+    assert processes.gathered([0, 1, 2], values) is values
+    assert processes.gather(7) == [7] and processes.same(7) == 7 and processes.once(lambda: 7) == 7
+    processes.start()
+    assert not torch.distributed.is_initialized()

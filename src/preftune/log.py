@@ -166,6 +166,7 @@ def _tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:
             accelerator.log(values, step=step)
 
         def finish(self) -> None:
-            accelerator.end_training()
+            for each in accelerator.trackers:  # end_training would leave the other processes too
+                each.finish()
 
     return _Accelerate()
