@@ -194,7 +194,7 @@ class GradientLearner:
         """Which rows this process takes, and these rows."""
         if processes.size() == 1:
             return list(range(len(rows))), rows
-        mine = processes.share(costs(rows))
+        mine = processes.share(processes.costs(rows))
         return mine, rows.take(mine)
 
     def _idle(self, rows: Rows, passes: int) -> list[Rows]:
@@ -202,7 +202,7 @@ class GradientLearner:
         for them, and counts 0."""
         if not processes.sharding():
             return []
-        cost = costs(rows)
+        cost = processes.costs(rows)
         return [rows.take([cost.index(min(cost))])] * (int(processes.largest(passes)) - passes)
 
     def _scored(self, rows: Rows, mine: list[int], micro: list[Rows]) -> Scored:
@@ -279,12 +279,6 @@ TENSORS = ("logp", "ref_logp", "length", "segment_logp", "segment_ref_logp", "st
 
 
 TOLD = ("logp", "ref_logp", "length")  # what `drift` reads
-
-
-def costs(rows: Rows) -> list[float]:
-    """What the passes of each row cost: its tokens."""
-    shared = [len(prompt) if hasattr(prompt, "__len__") else 0 for prompt in rows.prompt]
-    return [prompt + tokens for prompt, tokens in zip(shared, rows.response.length.sum(1).tolist(), strict=True)]
 
 
 def _joined(parts: list[Any]) -> Any:

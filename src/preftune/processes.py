@@ -11,6 +11,7 @@ process, `torch.distributed` is neither imported nor started.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import heapq
 import math
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .types import PreftuneError
+from .types import Policy, PreftuneError, Rows, Scored, Want
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +141,26 @@ def by_row(costs: Sequence[float], function: Callable[[list[int]], Any]) -> Any:
         error = raised
     _raise_together(error)
     return gathered(mine, found)
+
+
+def costs(rows: Rows) -> list[float]:
+    """What the passes of each row cost: its tokens."""
+    shared = [len(prompt) if hasattr(prompt, "__len__") else 0 for prompt in rows.prompt]
+    return [prompt + tokens for prompt, tokens in zip(shared, rows.response.length.sum(1).tolist(), strict=True)]
+
+
+def score(policy: Policy, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+    """What the policy scores for all rows, each process having scored its own; without gradient."""
+    if size() == 1:
+        return policy.score(rows, wants)
+
+    def own(mine: list[int]) -> dict[str, Any] | None:
+        if not mine and not sharding():  # in shards every process makes the passes of the others
+            return None
+        found = policy.score(rows.take(mine), wants)
+        return {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name not in ("rows", "running")}
+
+    return Scored(rows, **by_row(costs(rows), own))
 
 
 def _in_order(parts: list[Any], place: list[int]) -> Any:

@@ -17,7 +17,7 @@ from . import checkpoint, processes
 from .collect import store
 from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
-from .learner import OPTIMISERS, GradientLearner, costs, drift
+from .learner import OPTIMISERS, GradientLearner, drift
 from .log import Log, check_tracker
 from .types import Collect, Context, Judge, Key, Method, Metrics, Needs, Policy, PreftuneError, Rows, RowsAgainst, needs_of, parts_of
 
@@ -338,7 +338,7 @@ def assess(
         if start is not None and (not given or config.kl_budget is not None):
             mine = learner.policy.sample(rows, 1, key.fold("current"))
             answered = rows.replace(response=mine, present=None)
-            logp, ref = (_logp(policy, answered) for policy in (learner.policy, start))
+            logp, ref = (processes.score(policy, answered).logp for policy in (learner.policy, start))
             estimate = kl_estimate(logp, ref)
             weight = torch.ones_like(logp) if mine.law is None else mine.law
             result |= {name: float((weight * value).sum() / weight.sum()) for name, value in estimate.items()}
@@ -346,10 +346,6 @@ def assess(
                 theirs = start.sample(rows, 1, key.fold("reference"))
                 result["winrate"] = float(win_rate(judges[0], rows, mine, theirs, key.fold("judge")).nanmean())
     return result
-
-
-def _logp(policy: Policy, rows: Rows) -> torch.Tensor:
-    return processes.by_row(costs(rows), lambda mine: policy.score(rows.take(mine)).logp)  # type: ignore[no-any-return]
 
 
 def _count(loss: Any) -> float:
