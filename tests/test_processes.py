@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,8 +23,10 @@ import pytest
 import torch
 
 import preftune.api as api
+import test_every_method_on_text as every
 from preftune import checkpoint, processes
 from preftune.collect.draw import given
+from preftune.methods import METHODS
 from preftune.objectives import pairwise
 from preftune.reference import frozen
 from preftune.types import Key, Loss, Method, PreftuneError, Rows, Scored, needs
@@ -353,3 +357,58 @@ def test_one_process_neither_imports_nor_starts_anything() -> None:
     assert processes.gather(7) == [7] and processes.same(7) == 7 and processes.once(lambda: 7) == 7
     processes.start()
     assert not torch.distributed.is_initialized()
+
+
+# --- the slow part --------------------------------------------------------------------------------------------------
+
+
+def train_every_method(out: Path) -> None:
+    """Two steps of every method; a method that is refused leaves its reason."""
+    for name in METHODS:
+        settings = {**every.CHOICES.get(name, {}), **every.SHORT.get(name, {})}
+        rows, given = every.data_for(api.prepare(name, settings).method), {**every.STEPS, "steps": 2, "lr": 0.003, "optimiser": "sgd"}
+        try:
+            api.train(every.language(), name, rows, judge=every.judge(), out=out / name, **given, **settings)
+        except PreftuneError as error:
+            (out / name).with_suffix(".refused").write_text(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [REPLICAS, FSDP], ids=["whole weights", "shards"])
+def test_every_method_learns_the_same_in_two_processes(kind: Mapping[str, str], world: Path, together: Together) -> None:
+    one, two = world / "every, alone", world / f"every, {len(kind)}"
+    assert ended(together(2, train_every_method, two, environment=kind), 1200) == [0, 0]
+    if not one.exists():
+        train_every_method(one)
+    refused = {path.stem for path in two.glob("*.refused")}
+    assert refused == ({"nash-md", "ipo-md", "nash-md-pg"} if kind else set())
+    start = every.language().state()
+    for name in METHODS.keys() - refused:
+        first, second = weights(one / name), weights(two / name)
+        apart, moved = distance(first, second), distance(first, start)
+        assert apart < 1e-5 and apart < 0.01 * moved, f"{name}: {apart} apart, moved {moved}"
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "{port}"],
+    "accelerate": ["accelerate.commands.launch", "--config_file", "{examples}/accelerate-8gpu.yaml", "--num_processes", "2"]
+    + ["--main_process_port", "{port}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launchers_start_the_command(name: str, world: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        places = {"port": free.getsockname()[1], "examples": Path(__file__).parents[1] / "examples"}
+    launcher = [sys.executable, "-m", *(part.format(**places) for part in LAUNCHERS[name]), "-m", "preftune"]
+    settings = ["--set", "steps=2", "--set", "batch=3", "--samples", "0", "--json"]
+    given = ["--model", world / "model", "--data", world / "pairs.jsonl", "--out", tmp_path / "run", *settings]
+    ran = subprocess.run([*map(str, [*launcher, "train", "dpo", *given])], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["steps"] == 2  # one object: one process speaks
+    shards = list((tmp_path / "run" / "checkpoints").glob("step-000002/shard-*"))
+    assert len(shards) == (2 if name == "accelerate" else 0)
+    wrong = subprocess.run([*map(str, [*launcher, "train", "dpoo", *given])], capture_output=True, text=True, timeout=300)
+    assert wrong.returncode != 0 and (wrong.stdout + wrong.stderr).count("there is no method 'dpoo'") == 1

@@ -455,7 +455,9 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout as error:
-            raise PreftuneError(f"{folder} is written by another run, needed one alone; wait for it, or choose another --out") from error
+            raise PreftuneError(
+                f"{folder} is written by another process, needed one alone; wait for it, or choose another --out"
+            ) from error
 
     processes.once(acquire)
     try:
