@@ -411,4 +411,4 @@ def test_launchers_start_the_command(name: str, world: Path, tmp_path: Path) -> 
     shards = list((tmp_path / "run" / "checkpoints").glob("step-000002/shard-*"))
     assert len(shards) == (2 if name == "accelerate" else 0)
     wrong = subprocess.run([*map(str, [*launcher, "train", "dpoo", *given])], capture_output=True, text=True, timeout=300)
-    assert wrong.returncode != 0 and (wrong.stdout + wrong.stderr).count("there is no method 'dpoo'") == 1
+    assert wrong.returncode != 0 and json.loads(wrong.stdout)["found"] == "there is no method 'dpoo'"

@@ -16,6 +16,7 @@ import heapq
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher says
 store: Any = None  # where processes leave notes, once they have met
+PATIENCE = timedelta(seconds=10)  # with a process that has something to say
 BUCKET = 1 << 26  # bytes of gradients that travel together
 
 
@@ -82,14 +84,20 @@ def start() -> None:
     atexit.register(stop)
 
 
-def first_to_fail() -> bool:
-    """Whether no other process has failed before this one: its message is printed, those of the others follow from it."""
+def say_once(say: Callable[[], None]) -> None:
+    """Let the process that failed first say why; the others follow from it, and wait until it has spoken: then all are ended."""
     if store is None:
-        return first()
+        if first():
+            say()
+        return
     try:
-        return bool(store.add("failed", 1) == 1)
-    except RuntimeError:  # whoever kept the store is gone
-        return False
+        if store.add("failed", 1) == 1:
+            say()
+            store.set("said", "")
+        else:
+            store.wait(["said"], PATIENCE)
+    except RuntimeError:  # whoever kept the notes is gone
+        return
 
 
 def stop() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -84,14 +85,21 @@ def main(arguments: list[str] | None = None) -> Any:
         _meet(arguments[0] if arguments else "")
         application(arguments[0] if arguments else None)(args=arguments, prog_name="preftune")
     except PreftuneError as error:  # the one place where a mistake in the input turns into words
-        if not processes.first_to_fail():
-            pass
-        elif "--json" in arguments:
-            print_json({"error": str(error), **parts(str(error)), "exit": BAD_INPUT})
-        else:
-            complain(str(error))
+        told = str(error)
+        processes.say_once(lambda: _refuse(told, "--json" in arguments))
         sys.exit(BAD_INPUT)
     except Exception:
-        if processes.size() > 1 and not processes.first_to_fail():
-            sys.exit(1)  # another process failed and said why; this one has only lost it
-        raise
+        if processes.size() == 1:
+            raise
+        processes.say_once(traceback.print_exc)
+        sys.exit(1)
+
+
+def _refuse(message: str, json: bool) -> None:
+    """Say what is wrong with the input."""
+    if not processes.first():
+        sys.stdout = sys.__stdout__  # this process failed first, and speaks after all
+    if json:
+        print_json({"error": message, **parts(message), "exit": BAD_INPUT})
+    else:
+        complain(message)
