@@ -48,11 +48,11 @@ def plainly(policy: TextPolicy, rows: Rows, offsets: list[Tensor]) -> Tensor:
 # --- scores of moved prompts ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", "lora", 1])
-def test_a_moved_prompt_scores_as_its_moved_embeddings_do(layout: str, train: str | int) -> None:
+def test_a_moved_prompt_scores_as_its_moved_embeddings_do(engine: str, train: str | int) -> None:
     """Values, gradients with respect to the offsets, and gradients of the weights; with a frozen trunk as without."""
-    policy = tiny_policy(train, layout=layout)
+    policy = tiny_policy(train, engine=engine)
     rows = encoded(policy)
     offsets = random_offsets(policy, rows)
     ours, theirs = policy.score(policy.perturb(rows, offsets)).logp, plainly(policy, rows, offsets)
@@ -62,10 +62,10 @@ def test_a_moved_prompt_scores_as_its_moved_embeddings_do(layout: str, train: st
         assert close(mine, his, 1e-4)  # of gradients through three layers
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", "lora", 1])
-def test_an_offset_of_zero_changes_nothing(layout: str, train: str | int) -> None:
-    policy = tiny_policy(train, layout=layout)
+def test_an_offset_of_zero_changes_nothing(engine: str, train: str | int) -> None:
+    policy = tiny_policy(train, engine=engine)
     rows = encoded(policy)
     clean, moved = policy.score(rows).logp, policy.score(policy.perturb(rows, policy.offsets(rows))).logp
     assert close(moved, clean) if train == 1 else torch.equal(moved, clean)  # in one piece where the trunk is otherwise cut off
@@ -73,8 +73,8 @@ def test_an_offset_of_zero_changes_nothing(layout: str, train: str | int) -> Non
 
 def test_one_prompt_with_two_offsets_is_two_prompts() -> None:
     """Equal tokens are no reason to run it once; and a clean row beside them stays clean."""
-    for layout in ("shared", "padded"):
-        policy = tiny_policy(layout=layout)
+    for engine in ("fast", "plain"):
+        policy = tiny_policy(engine=engine)
         rows, _ = policy.encode([Record(f"s{i}", "the value", [" is good", " no"], ranked=True) for i in range(3)])
         offsets = random_offsets(policy, rows)
         moved = policy.perturb(rows, offsets)

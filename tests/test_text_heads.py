@@ -65,11 +65,11 @@ def slopes(policy: TextPolicy, loss: Tensor) -> dict[str, Tensor | None]:
 # --- what they read -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", "lora", 1])
-def test_a_head_reads_the_states_at_the_responses_own_tokens(layout: str, train: str | int) -> None:
+def test_a_head_reads_the_states_at_the_responses_own_tokens(engine: str, train: str | int) -> None:
     """Mean and last, with the end of turn and without the prompt; the values and all gradients of the plain computation."""
-    policy = headed(train, layout=layout)
+    policy = headed(train, engine=engine)
     same = [Record(f"s{i}", "the value", [f" is {'very ' * i}good", " no"], ranked=True) for i in range(3)]  # one prompt
     rows, _ = policy.encode([*tiny_records(), *same])
     for name, head in HEADS.items():
@@ -93,11 +93,11 @@ def test_the_last_position_that_the_model_knows_is_enough() -> None:
     assert close(policy.score(rows).heads["value"], plainly(policy, rows, "value"))
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", 1])
-def test_log_probs_do_not_feel_that_heads_are_there(layout: str, train: str | int) -> None:
+def test_log_probs_do_not_feel_that_heads_are_there(engine: str, train: str | int) -> None:
     """One token more runs through the model, so matrices have other shapes: the last bits may differ, no more."""
-    bare, policy = tiny_policy(train, layout=layout), headed(train, layout=layout)
+    bare, policy = tiny_policy(train, engine=engine), headed(train, engine=engine)
     rows = encoded(bare)
     for _ in range(2):  # with the states of a frozen trunk computed, then kept
         with_heads, without = policy.score(rows), bare.score(rows)
@@ -110,11 +110,11 @@ def test_log_probs_do_not_feel_that_heads_are_there(layout: str, train: str | in
 
 def test_states_of_the_trunk_with_and_without_heads_are_kept_apart() -> None:
     """Heads need the state at one token more; a response that is another one plus a token must not be mistaken for it."""
-    for layout in ("shared", "padded"):
-        policy = headed(1, layout=layout, trunk_tokens=0)
+    for engine in ("fast", "plain"):
+        policy = headed(1, engine=engine, trunk_tokens=0)
         rows = Rows(id=("a",), prompt=[(5, 6, 7)], response=TextResponses((((9, 4), (9, 4, 4), (9, 4, 4, 4)),)))
         for scoring in (policy, policy.copy(), policy, policy.copy()):
-            truth = tiny_policy(1, layout=layout).score(rows).logp
+            truth = tiny_policy(1, engine=engine).score(rows).logp
             assert close(scoring.score(rows).logp, truth)
         assert close(policy.score(rows).heads["degree"], plainly(policy, rows, "degree"))
 

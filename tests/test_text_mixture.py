@@ -197,10 +197,10 @@ def per_column(policy: TextPolicy) -> tuple[Rows, list[Rows]]:
     return rows.replace(prompts=prompts), apart
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", 1])
-def test_columns_with_prompts_of_their_own_score_like_rows_of_their_own(layout: str, train: str | int) -> None:
-    policy = tiny_policy(train, layout=layout)
+def test_columns_with_prompts_of_their_own_score_like_rows_of_their_own(engine: str, train: str | int) -> None:
+    policy = tiny_policy(train, engine=engine)
     rows, apart = per_column(policy)
     together = policy.score(rows, ("collision",))
     alone = [policy.score(some, ("collision",)) for some in apart]

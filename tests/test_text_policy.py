@@ -59,10 +59,10 @@ def test_the_policy_speaks_the_protocol() -> None:
     assert policy.uniform == {"temperature": 2.0, "top_k": 10} and policy.independent is False
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", 1])
-def test_scores_equal_the_plain_computation(layout: str, train: str | int) -> None:
-    policy = tiny_policy(train, layout=layout)
+def test_scores_equal_the_plain_computation(engine: str, train: str | int) -> None:
+    policy = tiny_policy(train, engine=engine)
     rows = encoded(policy)
     scored = policy.score(rows)
     assert scored.logp.dtype == torch.float64 and scored.logp.requires_grad
@@ -74,8 +74,8 @@ def test_scores_equal_the_plain_computation(layout: str, train: str | int) -> No
 
 
 def test_padding_side_changes_nothing_bit_for_bit() -> None:
-    for layout in ("shared", "padded"):
-        left, right = (tiny_policy(layout=layout) for _ in range(2))
+    for engine in ("fast", "plain"):
+        left, right = (tiny_policy(engine=engine) for _ in range(2))
         left.tokenizer.padding_side, right.tokenizer.padding_side = "left", "right"
         assert torch.equal(left.score(encoded(left)).logp, right.score(encoded(right)).logp)
         a, b = (p.sample(encoded(p), 2, Key.of(1), max_new_tokens=6) for p in (left, right))
@@ -94,9 +94,9 @@ def test_alone_a_score_does_not_depend_on_the_batch_bit_for_bit() -> None:
         assert torch.equal(policy.score(rows.take([3, 1])).logp, whole[[3, 1]])
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
-def test_batch_composition_micro_batches_and_order_change_nothing_but_rounding(layout: str) -> None:
-    policy = tiny_policy(layout=layout)
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+def test_batch_composition_micro_batches_and_order_change_nothing_but_rounding(engine: str) -> None:
+    policy = tiny_policy(engine=engine)
     same = [Record(f"s{i}", "the value", [f" is {'very ' * i}good", " no"]) for i in range(6)]  # one prompt, ragged responses
     rows, _ = policy.encode([*tiny_records(), *same])
     whole, slope = policy.score(rows).logp, gradients(policy, rows)
@@ -111,7 +111,7 @@ def test_batch_composition_micro_batches_and_order_change_nothing_but_rounding(l
 
 
 def test_both_layouts_give_the_same_gradients() -> None:
-    shared, padded = tiny_policy(layout="shared"), tiny_policy(layout="padded")
+    shared, padded = tiny_policy(engine="fast"), tiny_policy(engine="plain")
     rows = encoded(shared)
     for a, b in zip(gradients(shared, rows), gradients(padded, rows), strict=True):
         assert close(a, b)
@@ -134,12 +134,17 @@ def test_one_token_responses_read_the_last_prompt_position() -> None:
 
 
 def test_chunks_of_the_head_change_no_value_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_policy()
+    """The fused head keeps slopes of all tokens, of some, or of none; the plain one recomputes its chunks."""
+    policy, plain = tiny_policy(), tiny_policy(engine="plain")
     rows = encoded(policy)
     value, slope = policy.score(rows).logp, gradients(policy, rows)
     monkeypatch.setattr("preftune.policies.text.logprob.CHUNK", 400 * 7)
-    assert close(policy.score(rows).logp, value)
-    assert all(close(a, b) for a, b in zip(gradients(policy, rows), slope, strict=True))
+    monkeypatch.setattr("preftune.policies.text.head.CHUNK", 400 * 7)
+    for kept in (1 << 27, 400 * 4 * 30, 0):
+        monkeypatch.setattr("preftune.policies.text.head.KEEP", kept)
+        for one in (policy, plain):
+            assert close(one.score(rows).logp, value)
+            assert all(close(a, b) for a, b in zip(gradients(one, rows), slope, strict=True))
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
@@ -147,7 +152,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     plain, saving = load(tmp_path), load(tmp_path, checkpointing=True)
     rows = encoded(plain)
     assert all(close(a, b) for a, b in zip(gradients(saving, rows), gradients(plain, rows), strict=True))
-    assert saving.network.lm.training and saving.network.layout == "padded"
+    assert saving.network.lm.training and saving.network.engine == "fast"
     assert saving.sample(rows, 1, Key.of(0), max_new_tokens=4) == plain.sample(rows, 1, Key.of(0), max_new_tokens=4)
 
 
@@ -155,13 +160,13 @@ def test_bfloat16_scores_stay_near_the_truth_because_the_head_works_in_float32()
     """The trunk's own rounding remains; a softmax in bfloat16 would be off by 0.02 per token and more."""
     exact = tiny_policy(model=tiny_model(scale=0.1, width=64))
     half = tiny_policy(model=tiny_model(scale=0.1, width=64).to(torch.bfloat16))
-    assert half.network.exact_target and not exact.network.exact_target
+    assert half.network.plain_head and exact.network.plain_head
     hidden = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(50) * 7
     weight = half.network.lm.lm_head.weight.double()
     right = (hidden.double() @ weight.T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    ours, _ = half.network.chunk_logp(hidden, targets)
-    assert ours.dtype == torch.float32 and (ours - right).abs().max() < 2e-3
+    for ours, _ in (half.network.chunk_logp(hidden, targets), half.network.head_logp(hidden, targets)):
+        assert ours.dtype == torch.float32 and (ours - right).abs().max() < 2e-3
     naive = (hidden @ weight.bfloat16().T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     assert (naive - right).abs().max() > 1e-2
 
@@ -243,8 +248,8 @@ def test_other_architectures_give_their_own_logits() -> None:
 
 
 def test_last_layers_share_a_trunk_that_equals_the_whole_model_with_gradients() -> None:
-    for layout in ("shared", "padded"):
-        cut, whole = tiny_policy(2, layout=layout), tiny_policy(2, layout=layout, trunk_bytes=0)
+    for engine in ("fast", "plain"):
+        cut, whole = tiny_policy(2, engine=engine), tiny_policy(2, engine=engine, trunk_bytes=0)
         rows = encoded(cut)
         assert cut.network.cut == 1 and whole.network.cut == 0
         for _ in range(2):  # computed, then kept
@@ -255,8 +260,8 @@ def test_last_layers_share_a_trunk_that_equals_the_whole_model_with_gradients() 
 
 
 def test_the_trunk_runs_once_per_sequence_and_serves_copies() -> None:
-    for layout in ("shared", "padded"):
-        policy = tiny_policy(1, layout=layout)
+    for engine in ("fast", "plain"):
+        policy = tiny_policy(1, engine=engine)
         rows, calls = encoded(policy), []
         first = policy.network.lm.model.layers[0]
         hook = first.register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023
@@ -271,8 +276,8 @@ def test_the_trunk_runs_once_per_sequence_and_serves_copies() -> None:
 
 def test_states_of_the_trunk_do_not_depend_on_when_and_with_what_they_were_computed() -> None:
     """A resumed run begins with an empty memory and meets the rows in other batches: every bit must be the same."""
-    for layout in ("shared", "padded"):
-        early, late = tiny_policy(1, layout=layout), tiny_policy(1, layout=layout)
+    for engine in ("fast", "plain"):
+        early, late = tiny_policy(1, engine=engine), tiny_policy(1, engine=engine)
         same = [Record(f"s{i}", "the value", [f" is {'very ' * i}good", " no"]) for i in range(6)]
         rows, _ = early.encode([*tiny_records(), *same])
         early.score(rows)
@@ -545,7 +550,7 @@ def test_options_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         ({"train": 4}, "model has 3 layers"),
         ({"train": "full", "quantize": 4}, "needs an adapter"),
         ({"quantize": 3}, "4 and 8 bits"),
-        ({"layout": "tree"}, "known are auto, shared"),
+        ({"engine": "tree"}, "known are fast and plain"),
     ):
         with pytest.raises(PreftuneError, match=message):
             load(folder, **options)

@@ -54,10 +54,10 @@ def weight(s: Scored) -> Tensor:
 # --- collision ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", "lora", 1])
-def test_collision_is_the_log_of_the_sum_of_squares_summed_over_tokens(layout: str, train: str | int) -> None:
-    policy = tiny_policy(train, layout=layout)
+def test_collision_is_the_log_of_the_sum_of_squares_summed_over_tokens(engine: str, train: str | int) -> None:
+    policy = tiny_policy(train, engine=engine)
     rows = encoded(policy)
     s = policy.score(rows, ("collision",))
     expected = torch.zeros(5, 2, dtype=torch.float64)
@@ -115,10 +115,10 @@ def test_in_16_bits_the_squares_are_summed_in_32() -> None:
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("train", ["full", "lora", 1])
-def test_states_are_means_over_the_tokens_of_a_segment(layout: str, train: str | int) -> None:
-    policy = tiny_policy(train, layout=layout)
+def test_states_are_means_over_the_tokens_of_a_segment(engine: str, train: str | int) -> None:
+    policy = tiny_policy(train, engine=engine)
     rows = cut(encoded(policy))
     s = policy.score(rows, ("states", "segments"))
     assert s.states.shape == (5, 2, 3, 32) and s.states.dtype == torch.float32 and not s.states.requires_grad

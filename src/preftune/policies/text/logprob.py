@@ -1,17 +1,16 @@
 """Log-probabilities of completions: one causal pass, the head at completion positions only, in float32.
 
-Two layouts give the same numbers up to rounding. "shared": every distinct prompt runs once, alone, and its responses follow
-in batches on its keys and values; best on a CPU. "padded": whole sequences in batches, prompts repeated; for accelerators,
-which want large batches, and for gradient checkpointing. Padding is on the right, where a causal model never sees it; what
-counts is told by lengths, never by a pad id. `tokens_per_batch = 0` runs every response alone: then a value depends on its own
-prompt and response only, by construction. The kept states of a frozen trunk are made that way on a CPU, since a resumed run
-would otherwise make them in other batches and differ in the last bits.
+Two engines give the same numbers up to rounding. "fast" runs packs (`layout`): every prompt once, its distinct responses behind it,
+no padding; the head makes its gradient on the way (`head`). "plain" runs whole sequences, right-padded together, prompts repeated,
+with the model's own attention and head: it is what the fast one is compared with, and what a model is scored by that packs do not
+suit. What counts is told by lengths, never by a pad id. `tokens_per_batch = 0` runs every response alone: then a value depends on
+its own prompt and response only, by construction. The kept states of a frozen trunk are made that way on a CPU, since a resumed
+run would otherwise make them in other batches and differ in the last bits.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +25,13 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from ...types import PreftuneError, Rows, Scored, Want
+from . import attention
+from .head import CHUNK, Head, token_logp
+from .layout import Pack, lines, pack
 from .tokens import Pair, Prompt, Shifted, Tokens
 
-CHUNK = 1 << 24  # logits that the head makes at a time: 64 MiB in float32
-PROBE = 24  #      tokens of the sequence that checks the cuts of a model
+PROBE = 24  # tokens of the sequence that checks the cuts of a model
+KINDS = {"full_attention", "sliding_attention"}  # of layers that packs suit
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
@@ -83,9 +85,6 @@ class Store:
             self.size -= self.kept.popitem(last=False)[1].nbytes
 
 
-KeyValues = list[tuple[Tensor, Tensor]]  # of a prompt, per layer: [1, heads, P, d]
-
-
 @dataclass(frozen=True)
 class Measured:
     """What one pass says about each of N responses."""
@@ -100,7 +99,7 @@ class Network(nn.Module):
 
     Where only the last layers train, `trunk` are the frozen layers below; their hidden states of a sequence are computed
     once and kept in memory up to `trunk_bytes`, for the policy, its copies and all epochs. Every cut is compared with the
-    whole model on a probe sequence; where it differs it is not used, and `trunk_note` or `layout_note` says so.
+    whole model on a probe sequence; where it differs it is not used, and `trunk_note` or `engine_note` says so.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Network(nn.Module):
         module: Any,
         *,
         tokens_per_batch: int = 1024,
-        layout: str = "shared",
+        engine: str = "fast",
         trunk_bytes: int = 1 << 30,
         trunk_tokens: int = 0,
         checkpointing: bool = False,
@@ -118,7 +117,7 @@ class Network(nn.Module):
         self.module = module
         masters = any(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()) and not hasattr(module, "peft_config")
         self.mixed = precision if masters and precision != torch.float32 else None  # float32 weights, passes in `precision`
-        self.tokens_per_batch, self.layout, self.checkpointing = tokens_per_batch, layout, checkpointing
+        self.tokens_per_batch, self.engine, self.checkpointing = tokens_per_batch, engine, checkpointing
         self.trunk_tokens = trunk_tokens  #    as tokens_per_batch, for the trunk
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
         decoder = getattr(lm, lm.base_model_prefix)
@@ -126,16 +125,15 @@ class Network(nn.Module):
         self.parts = {"lm": lm, "decoder": decoder, "head": twin(lm, **{lm.base_model_prefix: PassThrough()})}
         self.cut = 0  #                        layers in the trunk
         self.store = Store(trunk_bytes)
-        self.last: tuple[Tokens, KeyValues] | None = None  # the trunk's keys and values of the latest prompt
-        self.exact_target = False
+        self.plain_head = False  #             the logits are a product with the head's weights, scaled and capped as its config says
         self.embeddings_work = False  #        known to take the place of ids
         self.width = 0  #                      d of the last hidden state
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
-        self.layout_note = f"{layout}, as asked"
+        self.engine_note = f"{engine}, as asked"
         self.trunk_note = "none: every layer or an adapter trains"
         with self.autocast():
             self.check_head()
-            self.check_layout()
+            self.check_packs()
             self.cut_trunk()
 
     @property
@@ -200,30 +198,38 @@ class Network(nn.Module):
                 f"(largest difference {(ours - whole).abs().max().item():.2g}); a decoder-only model is needed; use another architecture"
             )
         head = self.lm.get_output_embeddings()
-        self.exact_target = (
-            self.dtype in (torch.bfloat16, torch.float16)
-            and type(head) is nn.Linear
-            and close(linear(hidden.float(), head.weight.float(), head.bias if head.bias is None else head.bias.float()), whole)
-        )
+        self.plain_head = type(head) is nn.Linear and close(self.head().cap(linear(hidden.float(), head.weight.float(), head.bias)), whole)
+
+    def head(self) -> Head:
+        """The head as its weights are now."""
+        config, linear_head = self.lm.config, self.lm.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return Head(linear_head.weight, linear_head.bias, scale, getattr(config, "final_logit_softcapping", None), self.dtype)
 
     @torch.no_grad()
-    def check_layout(self) -> None:
-        """The shared layout needs keys and values that can be kept; checkpointing recomputes layers and cannot have them."""
-        if self.layout != "shared":
-            return
-        decoder = self.parts["decoder"]
-        kinds = set(getattr(self.lm.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if self.checkpointing or kinds or "past_key_values" not in inspect.signature(decoder.forward).parameters:
-            self.layout, reason = "padded", "checkpointing" if self.checkpointing else "layers without keys and values"
-            self.layout_note = f"padded: {reason}"
-            return
-        ids = self.probe()[0]
-        whole = self.run_padded(decoder, "input_ids", [ids])[0]
-        first, kv = self.run_prompt(decoder, 0, input_ids=ids[None, : PROBE // 2])
-        rest = self.run_after(decoder, 0, kv, "input_ids", [ids[PROBE // 2 :], ids[PROBE // 2 : -2]])[0]
-        if not close(torch.cat([first, rest]), whole):
-            self.layout = "padded"
-            self.layout_note = f"padded: with kept keys and values {type(decoder).__name__} gives other numbers"
+    def check_packs(self) -> None:
+        """A pack must give every response the states that it has alone behind its prompt; otherwise whole sequences are run."""
+        packs = self.engine == "fast"
+        kinds = set(getattr(self.lm.config, "layer_types", None) or ()) - KINDS
+        if not attention.use(self.lm, packs) or not packs:
+            reason = "its attention is not one that can be replaced"
+        elif kinds:
+            reason = f"it has layers of the kind {min(kinds)}"
+        else:
+            ids, third = tuple(self.probe()[0].tolist()), PROBE // 3
+            pairs: list[Pair] = [(ids[:third], ids[third:]), (ids[:third], ids[-third:]), (ids[2:third], ids[9:])]
+            whole = self.hidden_padded(pairs)
+            try:
+                ours = self.hidden(pairs)
+                if alike(torch.cat(ours), torch.cat(whole)):
+                    return
+                reason = "in packs it gives other numbers"
+            except (attention.Unpackable, RuntimeError, TypeError, ValueError, IndexError) as error:
+                reason = f"in packs it fails: {error}"
+        attention.use(self.lm, False)
+        if packs:
+            self.engine = "plain"
+            self.engine_note = f"plain: {type(self.parts['decoder']).__name__} runs one row per response, since {reason}"
 
     @torch.no_grad()
     def cut_trunk(self) -> None:
@@ -266,21 +272,15 @@ class Network(nn.Module):
         hidden = decoder(use_cache=False, **inputs).last_hidden_state
         return [h[:n] for h, n in zip(hidden.unbind(0), lengths, strict=True)]
 
-    def run_prompt(self, decoder: Any, first: int, **x: Tensor) -> tuple[Tensor, KeyValues]:
-        """Hidden states [P, d] of one prompt [1, P], and its keys and values; `first` is the number of the decoder's lowest layer."""
-        cache = kept_after(first, [], 1)
-        hidden = decoder(past_key_values=cache, use_cache=True, **x).last_hidden_state[0]
-        return hidden, [(layer.keys, layer.values) for layer in cache.layers]
-
-    def run_after(self, decoder: Any, first: int, kv: KeyValues, name: str, batch: Sequence[Tensor]) -> list[Tensor]:
-        """Hidden states [T_i, d] of sequences that follow one prompt, right-padded together."""
-        lengths, prompt = [len(x) for x in batch], kv[0][0].shape[2]
-        inputs = {name: nn.utils.rnn.pad_sequence(list(batch), batch_first=True)}
-        mask = torch.cat([torch.ones(len(batch), prompt, dtype=torch.int64, device=self.device), self.mask(lengths)], 1)
-        positions = torch.arange(prompt, prompt + max(lengths), device=self.device)[None].expand(len(batch), -1)
-        cache = kept_after(first, kv, len(batch))
-        out = decoder(attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
-        return [h[:n] for h, n in zip(out.last_hidden_state.unbind(0), lengths, strict=True)]
+    def run_pack(self, decoder: Any, name: str, x: Tensor, one: Pack) -> Tensor:
+        """Hidden states [N, d] of a pack."""
+        return decoder(  # type: ignore[no-any-return]
+            **{name: x[None]},
+            attention_mask=attention.no_mask(self.device),
+            position_ids=one.positions().to(self.device)[None],
+            segments=one.segments,
+            use_cache=False,
+        ).last_hidden_state[0]
 
     def mask(self, lengths: Sequence[int]) -> Tensor:
         """[N, max] int64, one where a sequence is."""
@@ -291,59 +291,42 @@ class Network(nn.Module):
     def hidden(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Hidden states [T_i, d] that predict the T_i tokens of each response; the last prompt position predicts the first."""
         self.mode()
-        return self.hidden_shared(pairs) if self.layout == "shared" else self.hidden_padded(pairs)
+        if self.engine == "plain":
+            return self.hidden_padded(pairs)
+        packs, places = pack(pairs, self.tokens_per_batch)
+        found = [h for one in packs for h in self.states(one)[one.reads().to(self.device)].split(one.lengths)]
+        return [found[i] for i in lines(packs, places)]
 
-    def hidden_shared(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """Each distinct prompt once, its responses behind it. What is fed of a response is all but the last token."""
-        out: list[Tensor] = [torch.empty(0)] * len(pairs)
-        by_prompt: dict[Prompt, list[int]] = {}
-        for i, (prompt, _) in enumerate(pairs):
-            by_prompt.setdefault(prompt, []).append(i)
-        for prompt, members in by_prompt.items():
-            responses = [pairs[i][1] for i in members]
-            decoder, first, name, begin = self.parts["decoder"], 0, "input_ids", "input_ids"
-            if isinstance(prompt, Shifted):  # what is kept of the trunk belongs to the clean prompt
-                start, bodies, begin = self.embedded(prompt), [self.ids(response[:-1]) for response in responses], "inputs_embeds"
-            elif self.cut:
-                start, bodies = self.trunk_shared(prompt, responses)
-                decoder, first, name, begin = self.parts["top"], self.cut, "inputs_embeds", "inputs_embeds"
-            else:
-                start, bodies = self.ids(prompt), [self.ids(response[:-1]) for response in responses]
-            state, kv = self.run_prompt(decoder, first, **{begin: start[None]})
-            after = self.follow(decoder, first, kv, name, bodies, self.tokens_per_batch)
-            for i, body in zip(members, after, strict=True):
-                out[i] = state[-1:] if body is None else torch.cat([state[-1:], body])
-        return out
+    def states(self, one: Pack) -> Tensor:
+        """Hidden states [N, d] of a pack."""
+        if any(isinstance(branch.prompt, Shifted) for branch in one.branches):  # what is kept of the trunk belongs to clean prompts
+            return self.run_pack(self.parts["decoder"], "inputs_embeds", torch.cat(self.embedded_branches(one)), one)
+        if self.cut:
+            return self.run_pack(self.parts["top"], "inputs_embeds", torch.cat(self.trunk_states(one)), one)
+        return self.run_pack(self.parts["decoder"], "input_ids", self.ids(one.ids()), one)
 
-    def follow(self, decoder: Any, first: int, kv: KeyValues, name: str, bodies: Sequence[Tensor], budget: int) -> list[Tensor | None]:
-        """Hidden states [T_i, d] of all sequences behind one prompt, in batches; None for an empty one."""
-        out: list[Tensor | None] = [None] * len(bodies)
-        some = [i for i, body in enumerate(bodies) if len(body)]
-        prompt = kv[0][0].shape[2]
-        for group in groups([prompt + len(bodies[i]) for i in some], budget):
-            chosen = [some[g] for g in group]
-            for i, state in zip(chosen, self.run_after(decoder, first, kv, name, [bodies[i] for i in chosen]), strict=True):
-                out[i] = state
-        return out
+    def embedded_branches(self, one: Pack) -> list[Tensor]:
+        """Embeddings of all prompts and bodies of a pack, in its order."""
+        return [x for branch in one.branches for x in (self.embedded(branch.prompt), *map(self.embedded, one.bodies(branch)))]
 
     @torch.no_grad()
-    def trunk_shared(self, prompt: Tokens, responses: Sequence[Tokens]) -> tuple[Tensor, list[Tensor]]:
-        """Frozen hidden states at the cut: [P, d] of the prompt and [T_i - 1, d] of each response, kept or computed."""
-        trunk = self.parts["trunk"]
-        start = self.store.get((prompt, ()))
-        known = {response: self.store.get((prompt, response)) for response in responses}
-        missing = [response for response, state in known.items() if state is None]
-        if start is None or missing:
-            if start is None or self.last is None or self.last[0] != prompt:
-                start, kv = self.run_prompt(trunk, 0, input_ids=self.ids(prompt)[None])
-                self.store.put((prompt, ()), start)
-                self.last = (prompt, kv)
-            bodies = [self.ids(response[:-1]) for response in missing]
-            fresh = self.follow(trunk, 0, self.last[1], "input_ids", bodies, self.trunk_tokens)
-            for response, state in zip(missing, fresh, strict=True):
-                known[response] = start[:0] if state is None else state
-                self.store.put((prompt, response), known[response])  # type: ignore[arg-type]
-        return start, [known[response] for response in responses]  # type: ignore[misc]
+    def trunk_states(self, one: Pack) -> list[Tensor]:
+        """Frozen hidden states at the cut of all prompts and bodies of a pack, in its order; kept or computed."""
+        pieces = lambda branch, bodies: [(branch.prompt, body) for body in ((), *(body for body in bodies if body))]  # () is the prompt
+        wanted = [key for branch in one.branches for key in pieces(branch, one.bodies(branch))]
+        known = {key: self.store.get(key) for key in wanted}
+        missing: list[Pair] = [key for key, state in known.items() if state is None]
+        alone = {prompt for prompt, body in missing if not body} - {prompt for prompt, body in missing if body}
+        run = [(prompt, body) for prompt, body in missing if body or prompt in alone]
+        for part in pack(run, self.trunk_tokens, whole=True)[0]:
+            states = iter(self.run_pack(self.parts["trunk"], "input_ids", self.ids(part.ids()), part).split(part.segments.lengths))
+            for branch in part.branches:
+                for key in pieces(branch, branch.responses):
+                    state = next(states)
+                    if known.get(key) is None:
+                        known[key] = state
+                        self.store.put(key, state)
+        return [known[key] for key in wanted]  # type: ignore[misc]
 
     def hidden_padded(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Whole sequences in padded batches."""
@@ -408,7 +391,7 @@ class Network(nn.Module):
         ids = torch.arange(table.weight.shape[0], device=self.device)
         return float(torch.cat([table(part).float().norm(dim=1).cpu() for part in ids.split(8192)]).double().mean())
 
-    def ids(self, tokens: Tokens) -> Tensor:
+    def ids(self, tokens: Sequence[int]) -> Tensor:
         """[T] int64 on the device."""
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
@@ -426,15 +409,17 @@ class Network(nn.Module):
         """
         logits = self.logits(hidden).float()
         second = log_collision(logits) if collision else None
-        if not self.exact_target:
+        if not self.plain_head or self.dtype not in (torch.bfloat16, torch.float16):
             return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1), second
         head = self.lm.get_output_embeddings()
         target = (hidden.float() * head.weight[targets].float()).sum(1)
-        target = target if head.bias is None else target + head.bias[targets].float()
+        target = self.head().cap(target if head.bias is None else target + head.bias[targets].float())
         return target - logits.logsumexp(1), second
 
     def head_logp(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`chunk_logp` in chunks; several are recomputed in the backward pass, so that [N, V] never exists at once."""
+        """`chunk_logp` in chunks, so that [N, V] never exists at once: fused, or several recomputed in the backward pass."""
+        if self.engine == "fast" and self.plain_head:
+            return token_logp(self.head(), hidden, targets, collision=collision)
         step = max(1, CHUNK // self.lm.get_output_embeddings().weight.shape[0])
         if len(targets) <= step:
             return self.chunk_logp(hidden, targets, collision)
@@ -453,14 +438,35 @@ class Network(nn.Module):
         if not pairs:
             return Measured([], [], [])
         self.check_length(max(len(prompt) + len(response) for prompt, response in pairs))
-        targets = torch.tensor([token for _, response in pairs for token in response], device=self.device)
+        self.mode()
+        return (self.measure_packs if self.engine == "fast" else self.measure_padded)(pairs, states, collision)
+
+    def measure_packs(self, pairs: Sequence[Pair], states: bool, collision: bool) -> Measured:
+        """Pack by pack."""
+        packs, places = pack(pairs, self.tokens_per_batch, whole=states)
+        logp: list[Tensor] = []
+        second: list[Tensor] = []
+        at: list[Tensor] = []
+        for one in packs:
+            hidden = self.states(one)
+            found, more = self.head_logp(hidden[one.reads().to(self.device)], self.ids(one.targets()), collision)
+            logp += found.split(one.lengths)
+            at += hidden[one.own().to(self.device)].split(one.lengths) if states else ()
+            second += () if more is None else more.split(one.lengths)
+        where = lines(packs, places)
+        pick = lambda values: [values[i] for i in where]
+        return Measured(pick(logp), pick(at) if states else None, pick(second) if collision else None)
+
+    def measure_padded(self, pairs: Sequence[Pair], states: bool, collision: bool) -> Measured:
+        """Whole sequences in padded batches."""
+        targets = self.ids([token for _, response in pairs for token in response])
         lengths = [len(response) for _, response in pairs]
         at = None
         if states:  # `hidden` feeds all but the last token of a response: with one more, whichever, the true last one is fed too
-            both = self.hidden([(prompt, (*response, response[-1])) for prompt, response in pairs])
+            both = self.hidden_padded([(prompt, (*response, response[-1])) for prompt, response in pairs])
             hidden, at = [h[:-1] for h in both], [h[1:] for h in both]
         else:
-            hidden = self.hidden(pairs)
+            hidden = self.hidden_padded(pairs)
         logp, second = self.head_logp(torch.cat(hidden), targets, collision)
         return Measured(list(logp.split(lengths)), at, None if second is None else list(second.split(lengths)))
 
@@ -476,26 +482,15 @@ def log_collision(logits: Tensor) -> Tensor:
     return (2 * z).logsumexp(1) - 2 * z.logsumexp(1)
 
 
-def kept_after(first: int, kv: KeyValues, n: int) -> Any:
-    """A cache [n, heads, P, d] holding a prompt's keys and values n times, for layers numbered from `first`."""
-    from transformers import DynamicCache
-
-    class Numbered(DynamicCache):
-        """Layer `first` is its lowest: masks and lengths are read there."""
-
-        def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-            return super().update(keys, values, layer_idx - first, *args, **kwargs)
-
-    cache = Numbered()
-    for i, (keys, values) in enumerate(kv):
-        cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), first + i)
-    return cache
-
-
 def close(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of b's precision."""
     scale = b.float().abs().max().item()
     return bool((a.float() - b.float()).abs().max().item() <= 8 * torch.finfo(b.dtype).eps * max(scale, 1e-3))
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """The same states up to what another order of the sums does to them in all layers; a token seen too much or too little is more."""
+    return bool((a.float() - b.float()).norm() <= min(1000 * torch.finfo(b.dtype).eps, 0.1) * b.float().norm())
 
 
 def groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -610,9 +605,9 @@ def engine(network: Network) -> str:
 
     return " ".join(
         [
-            "preftune-text-1",
+            "preftune-text-2",
             f"torch-{torch.__version__} transformers-{transformers.__version__}",
             f"{network.device.type} {network.dtype} {network.lm.config._attn_implementation}",
-            f"{network.layout} {'alone' if network.tokens_per_batch <= 0 else 'batched'} cut-{network.cut} {sys.byteorder}",
+            f"{network.engine} {'alone' if network.tokens_per_batch <= 0 else 'batched'} cut-{network.cut} {sys.byteorder}",
         ]
     )

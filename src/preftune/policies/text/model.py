@@ -326,7 +326,7 @@ def load(
     trust_remote_code: bool = False,
     resize_embeddings: bool = False,
     tokens_per_batch: int | None = None,
-    layout: str = "auto",
+    engine: str = "fast",
     trunk_bytes: int = 1 << 30,
     trunk_tokens: int | None = None,
     seed: int = 0,
@@ -342,7 +342,8 @@ def load(
     quantize          4 or 8: the frozen base through bitsandbytes
     tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
                       on the batch; None: 1024 on a CPU, 16384 elsewhere
-    layout            "shared": each prompt once, its responses behind it; "padded": whole sequences; "auto": shared on a CPU
+    engine            "fast": packs, each prompt once, its responses behind it, no padding; "plain": whole padded sequences, what the
+                      fast one is compared with, and what models are scored by that packs do not suit
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
     trunk_tokens      tokens_per_batch of those layers; None: 0 on a CPU, so that a resumed run repeats every bit, 16384 elsewhere.
                       1024 is about twice as fast on a CPU where many responses share one prompt
@@ -350,8 +351,8 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if layout not in ("auto", "shared", "padded"):
-        raise PreftuneError(f"layout is {layout!r}; known are auto, shared and padded; use one of them")
+    if engine not in ("fast", "plain"):
+        raise PreftuneError(f"engine is {engine!r}; known are fast and plain; use one of them")
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source = find_source(model)
@@ -393,7 +394,7 @@ def load(
     network = Network(
         module,
         tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
-        layout=("shared" if place.type == "cpu" else "padded") if layout == "auto" else layout,
+        engine=engine,
         trunk_bytes=trunk_bytes,
         trunk_tokens=(0 if place.type == "cpu" else 16384) if trunk_tokens is None else trunk_tokens,
         checkpointing=checkpointing,

@@ -1,0 +1,130 @@
+"""The output head: log-probabilities of target tokens without a table of all logits.
+
+Logits exist a chunk at a time, and are turned in place into the slope of the log-probability with respect to them, onehot - p.
+What both passes cost together, in units of the head's own product (2 N d V operations):
+
+    the head trains   3 while the slopes fit into KEEP bytes, 4 for the tokens beyond, whose logits are made again
+    it is frozen      2: all that is kept is U_t = (onehot - p_t) W, [N, d], and an upstream gradient g gives g_t U_t
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 24  #  logits that exist at a time: 64 MiB in float32
+KEEP = 128 << 20  # bytes of slopes that wait for the backward pass
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = cap(scale * (h W^T + b)), cap(z) = softcap tanh(z / softcap): what a head computes, in the precision of its products."""
+
+    weight: Tensor  #             [V, d]
+    bias: Tensor | None  #        [V]
+    scale: float = 1.0
+    softcap: float | None = None
+    dtype: torch.dtype = torch.float32
+
+    def cast(self) -> Head:
+        """The same with weights in that precision."""
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        return Head(self.weight.to(self.dtype), bias, self.scale, self.softcap, self.dtype)
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """In place."""
+        logits = logits.mul_(self.scale) if self.scale != 1 else logits
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+def token_logp(head: Head, hidden: Tensor, targets: Tensor, *, collision: bool = False) -> tuple[Tensor, Tensor | None]:
+    """log p(target) float32 [N] for hidden states [N, d], and log sum_v p_v^2 [N], without gradient, where it is asked for."""
+    logp, second = TokenLogp.apply(hidden, head.weight, head.bias, targets, head, collision)
+    return logp, second if collision else None
+
+
+def chunk(head: Head, hidden: Tensor, targets: Tensor, *, slope: bool, collision: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """For a cast head: log p float32 [n]; its slope with respect to h W^T + b, [n, V]; log sum_v p_v^2 [n].
+
+    In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit), and the
+    log-sum-exp is taken over upcast logits.
+    """
+    raw = hidden @ head.weight.T if head.bias is None else torch.addmm(head.bias, hidden, head.weight.T)
+    logits = head.cap(raw.float())
+    if raw.dtype == torch.float32:
+        picked = logits.gather(1, targets[:, None])[:, 0]
+    else:
+        picked = (hidden.float() * head.weight[targets].float()).sum(1)
+        picked = head.cap(picked if head.bias is None else picked + head.bias[targets].float())
+    total = logits.logsumexp(1)
+    second = (2 * (logits - total[:, None])).logsumexp(1) if collision else None
+    if not slope:
+        return picked - total, None, second
+    bend = None if head.softcap is None else 1 - (logits / head.softcap) ** 2  # of the cap
+    g = logits.sub_(total[:, None]).exp_().neg_()
+    g[torch.arange(len(targets), device=g.device), targets] += 1
+    g = g if bend is None else g.mul_(bend)
+    return picked - total, (g if head.scale == 1 else g.mul_(head.scale)).to(raw.dtype), second
+
+
+class TokenLogp(torch.autograd.Function):
+    """`token_logp`, differentiable in the hidden states and in the head's weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, collision: bool
+    ) -> tuple[Tensor, Tensor]:
+        states, given, _, _, _, _ = ctx.needs_input_grad
+        ctx.trains = given or ctx.needs_input_grad[2]
+        with torch.autocast(hidden.device.type, enabled=False):
+            cast, h = head.cast(), hidden.to(head.dtype)
+            step = max(1, CHUNK // len(weight))
+            room = min(len(h), KEEP // (len(weight) * h.element_size())) if ctx.trains else 0
+            kept = h.new_empty(room, len(weight))
+            moves = h.new_empty(h.shape if states and not ctx.trains else (0, h.shape[1]))
+            logp, second = [], []
+            for a in range(0, len(h), step):
+                b = min(a + step, len(h))
+                keep = b <= room
+                lp, slope, more = chunk(cast, h[a:b], targets[a:b], slope=keep or len(moves) > 0, collision=collision)
+                logp.append(lp)
+                second.append(lp if more is None else more)
+                if keep:
+                    kept[a:b] = slope  # type: ignore[assignment]
+                elif slope is not None:
+                    torch.mm(slope, cast.weight, out=moves[a:b])
+        ctx.head, ctx.step, ctx.room = head, step, room // step * step if room < len(h) else room
+        ctx.save_for_backward(hidden, weight, bias, targets, kept, moves)
+        both = torch.cat(logp), torch.cat(second)
+        ctx.mark_non_differentiable(both[1])
+        return both
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, kept, moves = ctx.saved_tensors
+        if not ctx.trains:
+            return (moves * g[:, None]).to(hidden.dtype), None, None, None, None, None
+        with torch.autocast(hidden.device.type, enabled=False):
+            cast = Head(weight, bias, ctx.head.scale, ctx.head.softcap, ctx.head.dtype).cast()
+            h = hidden.to(cast.dtype)
+            to_hidden = torch.empty_like(h)
+            to_weight = to_bias = None
+            for a, b in [(0, ctx.room), *((a, min(a + ctx.step, len(h))) for a in range(ctx.room, len(h), ctx.step))]:
+                if a == b:
+                    continue
+                slope: Any = kept[a:b] if b <= ctx.room else chunk(cast, h[a:b], targets[a:b], slope=True, collision=False)[1]
+                up = g[a:b, None].to(cast.dtype)
+                torch.mm(slope, cast.weight, out=to_hidden[a:b]).mul_(up)
+                to_weight = added(to_weight, slope.T, up * h[a:b], weight.dtype)
+                to_bias = None if bias is None else added(to_bias, slope.T, up, bias.dtype)
+        return to_hidden.to(hidden.dtype), to_weight, None if to_bias is None else to_bias[:, 0], None, None, None
+
+
+def added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + a b, in `dtype`."""
+    if total is None:
+        return (a @ b).to(dtype)
+    return total.addmm_(a, b) if a.dtype == dtype else total.add_(a @ b)
