@@ -400,8 +400,8 @@ thread, in turns. Ratios are the opponent's processor time over ours, the median
 where lengths differ and TRL groups by length, the quotient of the totals, since the batches hold other pairs. A floor is reached
 when the interval reaches it, and held when the whole interval is beyond it. Errors are of ours against TRL without checkpointing:
 relative for the loss, the worst tensor's relative L2 for the gradient (denominator at least 1e-4 of the global norm). In bf16 both
-sides round; the table against float64 tells their errors apart. Share is the rate of useful FLOPs (each prompt once, no padding, no
-recomputation) over the rate of a 2048 x 2048 x 2048 product timed beside it.
+sides round; the table against float64 tells their errors apart. Seconds are processor seconds of a step, theirs / ours. Share is
+the rate of useful FLOPs (each prompt once, no padding, no recomputation) over the rate of a 2048 x 2048 x 2048 product timed beside it.
 
 - trl default: as it comes, with checkpointing and the reference in the step, but max_length=None and the row's precision
 - trl base: without checkpointing; trl best: with precomputed references too, and grouped by length where lengths differ
@@ -440,17 +440,15 @@ def lines_of(row: Row, found: dict[str, Any]) -> list[str]:
             paired = not (row.varied and over == "trl best")
             value, low, high = ratio(column(over, 0), column(ours, 0), paired=paired)
             wall, *_ = ratio(column(over, 1), column(ours, 1), paired=paired)
-            errors = found["agreement"][ours]
-            share, share_low, share_high = share_of(found, ours)
-            judged = verdict(goal, low, high)
-            lines.append(
-                f"| {found['title']} | {ours} | {over} | {asked(goal)} | {value:.2f} | {low:.2f} to {high:.2f} | {judged} | {wall:.2f} "
-                f"| {errors['loss_error']:.1e} | {errors['gradient_error']:.1e} | {share:.2f} |"
-            )
+            seconds = " / ".join(f"{numpy.median(column(name, 0)):.2f}" for name in (over, ours))
+            errors, share = found["agreement"][ours], share_of(found, ours)
+            cells = [found["title"], ours, over, asked(goal), f"{value:.2f}", f"{low:.2f} to {high:.2f}", verdict(goal, low, high)]
+            cells += [f"{wall:.2f}", seconds, f"{errors['loss_error']:.1e}", f"{errors['gradient_error']:.1e}", f"{share[0]:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
         if row.share is not None and row.share.ours == ours and ours in found["times"]:
-            judged = verdict(row.share, share_low, share_high)
-            lines.append(f"| {found['title']} | {ours} | share | {asked(row.share)} | {share:.2f} | {share_low:.2f} to {share_high:.2f} "
-                         f"| {judged} | | | | |")  # fmt: skip
+            value, low, high = share_of(found, ours)
+            cells = [found["title"], ours, "the product", asked(row.share), f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+            lines.append(f"| {' | '.join([*cells, verdict(row.share, low, high), *[''] * 5])} |")
     return lines
 
 
@@ -473,8 +471,8 @@ def tables(kept: dict[str, Any]) -> list[str]:
     found = {name: list(zip(rows(entry["tiny"])[name], entry["found"], strict=True)) for name, entry in kept.items()}
     raced = [one for name, some in found.items() if name not in APART for one in some]
     if raced:
-        lines += ["| row | ours | over | asked | ratio | 90 % interval | verdict | wall | loss error | gradient error | share |"]
-        lines += ["|---" * 11 + "|", *(line for row, one in raced for line in lines_of(row, one)), ""]
+        lines += ["| row | ours | over | asked | ratio | 90 % interval | verdict | wall | seconds | loss error | gradient error | share |"]
+        lines += ["|---" * 12 + "|", *(line for row, one in raced for line in lines_of(row, one)), ""]
     if "memory" in kept:
         lines += [*memory_lines(*found["memory"][0]), ""]
     if "agreement" in kept:
