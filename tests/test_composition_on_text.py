@@ -74,10 +74,10 @@ def word_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>", clean_up_tokenization_spaces=False)
 
 
-def language(train: str | int = "full") -> TextPolicy:
+def language(train: str | int = "full", **network: Any) -> TextPolicy:
     """A fresh policy, the same every time."""
     model = tiny_model(vocabulary=len(WORDS) + 2, layers=1, tied=False, scale=0.1)
-    return tiny_policy(train, model=model, tokenizer=word_tokenizer(), tokens_per_batch=0)
+    return tiny_policy(train, model=model, tokenizer=word_tokenizer(), **{"tokens_per_batch": 0, **network})
 
 
 def rows_for(composed: Method, policy: TextPolicy, n: int = 48) -> Rows:

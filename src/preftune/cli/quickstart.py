@@ -34,6 +34,7 @@ TRAIN_PAIRS, TEST_PAIRS, SAMPLES, SHOWN = 256, 160, 96, 3
 def quickstart(
     out: Annotated[Path | None, typer.Option(help="The run's folder; the first free of runs/quickstart, runs/quickstart-2, ...")] = None,
     seed: Annotated[int, typer.Option(help="Which sentences meet, their order, and the samples.")] = 0,
+    engine: Annotated[str, typer.Option(help="fast, or plain: whole padded sequences, what the fast one is compared with.")] = "fast",
     json: Json = False,
 ) -> None:
     """Teach SmolLM2-135M to be a harsh film critic from what people thought of real review sentences.
@@ -57,7 +58,7 @@ def quickstart(
         test=str(pairs["test"]),
         judge="ratings",
         out=folder,
-        load=LOAD,
+        load={**LOAD, "engine": engine},
         samples=SAMPLES,
         decoding=DECODING,
         progress=not json,

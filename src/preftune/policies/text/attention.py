@@ -1,7 +1,8 @@
 """Attention over a pack, piece by piece, under names of our own in transformers' registry.
 
 A model whose attention goes through that registry needs no change: it is set to "preftune-sdpa" or "preftune-eager", and a pass
-that brings `segments` is computed here; any other pass, generation among them, goes on to sdpa or to the model's own eager code.
+whose mask is a `pack_mask` is computed here; any other pass, generation among them, goes on to sdpa or to the model's own eager
+code. The mask is the one thing that every model hands from its first layer to its last, untouched, recomputed passes included.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def over(plain: Any) -> Any:
     """An attention function in transformers' form that computes packs and leaves everything else to `plain(module)`."""
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> tuple[Tensor, Any]:
-        segments: Segments | None = options.pop("segments", None)
+        segments: Segments | None = getattr(attention_mask, "segments", None)
         if segments is None:
             return plain(module)(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
         if options.get("s_aux") is not None or options.get("position_bias") is not None:
@@ -60,9 +61,12 @@ class Unpackable(Exception):
     """A layer wants something of its attention that packs do not have; the model is then scored by whole sequences."""
 
 
-def no_mask(device: torch.device) -> Tensor:
-    """A mask of no size: given as the mask of a pack, it keeps transformers from making one of its own out of the positions."""
-    return torch.empty(1, 1, 0, 0, device=device)
+def pack_mask(segments: Segments, device: torch.device) -> Tensor:
+    """A mask of no size that carries the segments. Having four dimensions, it keeps transformers from making one of its own: out of
+    the positions it would cut every response off from its prompt."""
+    mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
+    mask.segments = segments  # type: ignore[attr-defined]
+    return mask
 
 
 def pieces(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> Tensor:

@@ -1,10 +1,10 @@
 """The output head: log-probabilities of target tokens without a table of all logits.
 
-Logits exist a chunk at a time, and are turned in place into the slope of the log-probability with respect to them, onehot - p.
+Logits exist a chunk at a time, and are turned in place into the slope of the loss with respect to them, p - onehot.
 What both passes cost together, in units of the head's own product (2 N d V operations):
 
     the head trains   3 while the slopes fit into KEEP bytes, 4 for the tokens beyond, whose logits are made again
-    it is frozen      2: all that is kept is U_t = (onehot - p_t) W, [N, d], and an upstream gradient g gives g_t U_t
+    it is frozen      2: all that is kept is U_t = (p_t - onehot) W, [N, d], and an upstream gradient g gives -g_t U_t
 """
 
 from __future__ import annotations
@@ -46,28 +46,32 @@ def token_logp(head: Head, hidden: Tensor, targets: Tensor, *, collision: bool =
     return logp, second if collision else None
 
 
-def chunk(head: Head, hidden: Tensor, targets: Tensor, *, slope: bool, collision: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """For a cast head: log p float32 [n]; its slope with respect to h W^T + b, [n, V]; log sum_v p_v^2 [n].
+def chunk(
+    head: Head, hidden: Tensor, targets: Tensor, out: Tensor | None = None, *, slope: bool, collision: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """For a cast head: log p float32 [n]; where asked for -d log p / d (h W^T + b), [n, V], made in `out`; log sum_v p_v^2 [n].
 
-    In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit), and the
-    log-sum-exp is taken over upcast logits.
+    In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit), and the softmax
+    is taken over upcast logits. Its normaliser is read off the likeliest token, max z - log max p: one pass less than logsumexp.
     """
-    raw = hidden @ head.weight.T if head.bias is None else torch.addmm(head.bias, hidden, head.weight.T)
-    logits = head.cap(raw.float())
+    raw = torch.mm(hidden, head.weight.T, out=out)
+    logits = head.cap((raw if head.bias is None else raw.add_(head.bias)).float())
     if raw.dtype == torch.float32:
         picked = logits.gather(1, targets[:, None])[:, 0]
     else:
         picked = (hidden.float() * head.weight[targets].float()).sum(1)
         picked = head.cap(picked if head.bias is None else picked + head.bias[targets].float())
-    total = logits.logsumexp(1)
-    second = (2 * (logits - total[:, None])).logsumexp(1) if collision else None
-    if not slope:
-        return picked - total, None, second
-    bend = None if head.softcap is None else 1 - (logits / head.softcap) ** 2  # of the cap
-    g = logits.sub_(total[:, None]).exp_().neg_()
-    g[torch.arange(len(targets), device=g.device), targets] += 1
-    g = g if bend is None else g.mul_(bend)
-    return picked - total, (g if head.scale == 1 else g.mul_(head.scale)).to(raw.dtype), second
+    bend = 1 - (logits / head.softcap) ** 2 if slope and head.softcap is not None else None  # of the cap
+    top = logits.amax(1)
+    p = torch.softmax(logits, 1, out=logits)
+    logp = picked - (top - p.amax(1).log())
+    second = p.square().sum(1).log() if collision else None
+    if slope:
+        p[torch.arange(len(targets), device=p.device), targets] -= 1
+        p = p if bend is None else p.mul_(bend)
+        p = p if head.scale == 1 else p.mul_(head.scale)
+        raw = p if raw.dtype == p.dtype else raw.copy_(p)
+    return logp, raw, second
 
 
 class TokenLogp(torch.autograd.Function):
@@ -88,14 +92,12 @@ class TokenLogp(torch.autograd.Function):
             logp, second = [], []
             for a in range(0, len(h), step):
                 b = min(a + step, len(h))
-                keep = b <= room
-                lp, slope, more = chunk(cast, h[a:b], targets[a:b], slope=keep or len(moves) > 0, collision=collision)
-                logp.append(lp)
-                second.append(lp if more is None else more)
-                if keep:
-                    kept[a:b] = slope  # type: ignore[assignment]
-                elif slope is not None:
-                    torch.mm(slope, cast.weight, out=moves[a:b])
+                keep, want = b <= room, b <= room or len(moves) > 0
+                found = chunk(cast, h[a:b], targets[a:b], kept[a:b] if keep else None, slope=want, collision=collision)
+                logp.append(found[0])
+                second.append(found[0] if found[2] is None else found[2])
+                if len(moves):
+                    torch.mm(found[1], cast.weight, out=moves[a:b])
         ctx.head, ctx.step, ctx.room = head, step, room // step * step if room < len(h) else room
         ctx.save_for_backward(hidden, weight, bias, targets, kept, moves)
         both = torch.cat(logp), torch.cat(second)
@@ -106,7 +108,7 @@ class TokenLogp(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, kept, moves = ctx.saved_tensors
         if not ctx.trains:
-            return (moves * g[:, None]).to(hidden.dtype), None, None, None, None, None
+            return (moves * -g[:, None]).to(hidden.dtype), None, None, None, None, None
         with torch.autocast(hidden.device.type, enabled=False):
             cast = Head(weight, bias, ctx.head.scale, ctx.head.softcap, ctx.head.dtype).cast()
             h = hidden.to(cast.dtype)
@@ -115,8 +117,8 @@ class TokenLogp(torch.autograd.Function):
             for a, b in [(0, ctx.room), *((a, min(a + ctx.step, len(h))) for a in range(ctx.room, len(h), ctx.step))]:
                 if a == b:
                     continue
-                slope: Any = kept[a:b] if b <= ctx.room else chunk(cast, h[a:b], targets[a:b], slope=True, collision=False)[1]
-                up = g[a:b, None].to(cast.dtype)
+                slope = kept[a:b] if b <= ctx.room else chunk(cast, h[a:b], targets[a:b], slope=True, collision=False)[1]
+                up = -g[a:b, None].to(cast.dtype)
                 torch.mm(slope, cast.weight, out=to_hidden[a:b]).mul_(up)
                 to_weight = added(to_weight, slope.T, up * h[a:b], weight.dtype)
                 to_bias = None if bias is None else added(to_bias, slope.T, up, bias.dtype)
@@ -124,7 +126,7 @@ class TokenLogp(torch.autograd.Function):
 
 
 def added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + a b, in `dtype`."""
+    """total + a b, summed in `dtype`."""
     if total is None:
         return (a @ b).to(dtype)
     return total.addmm_(a, b) if a.dtype == dtype else total.add_(a @ b)

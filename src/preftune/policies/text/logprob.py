@@ -4,8 +4,8 @@ Two engines give the same numbers up to rounding. "fast" runs packs (`layout`): 
 no padding; the head makes its gradient on the way (`head`). "plain" runs whole sequences, right-padded together, prompts repeated,
 with the model's own attention and head: it is what the fast one is compared with, and what a model is scored by that packs do not
 suit. What counts is told by lengths, never by a pad id. `tokens_per_batch = 0` runs every response alone: then a value depends on
-its own prompt and response only, by construction. The kept states of a frozen trunk are made that way on a CPU, since a resumed
-run would otherwise make them in other batches and differ in the last bits.
+its own prompt and response only, by construction. The kept states of a frozen trunk are made that way on a processor whose
+products depend on what else is in them (`steady`), since a resumed run would make them in other packs and differ in the last bits.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from torch.utils.checkpoint import checkpoint
 from ...types import PreftuneError, Rows, Scored, Want
 from . import attention
 from .head import CHUNK, Head, token_logp
-from .layout import Pack, lines, pack
+from .layout import Branch, Pack, lines, pack, tokens_of
 from .tokens import Pair, Prompt, Shifted, Tokens
 
 PROBE = 24  # tokens of the sequence that checks the cuts of a model
+FILLER = Branch((0,) * 16, [], [])  # behind a few tokens of a trunk: products of one to three rows take another path in the libraries
 KINDS = {"full_attention", "sliding_attention"}  # of layers that packs suit
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
@@ -109,7 +110,7 @@ class Network(nn.Module):
         tokens_per_batch: int = 1024,
         engine: str = "fast",
         trunk_bytes: int = 1 << 30,
-        trunk_tokens: int = 0,
+        trunk_tokens: int | None = None,
         checkpointing: bool = False,
         precision: torch.dtype = torch.float32,
     ) -> None:
@@ -118,7 +119,7 @@ class Network(nn.Module):
         masters = any(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()) and not hasattr(module, "peft_config")
         self.mixed = precision if masters and precision != torch.float32 else None  # float32 weights, passes in `precision`
         self.tokens_per_batch, self.engine, self.checkpointing = tokens_per_batch, engine, checkpointing
-        self.trunk_tokens = trunk_tokens  #    as tokens_per_batch, for the trunk
+        self.trunk_tokens = trunk_tokens or 0  # as tokens_per_batch, for the trunk
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
         decoder = getattr(lm, lm.base_model_prefix)
         # kept outside the module tree: these share their parameters with `module`
@@ -134,7 +135,7 @@ class Network(nn.Module):
         with self.autocast():
             self.check_head()
             self.check_packs()
-            self.cut_trunk()
+            self.cut_trunk(trunk_tokens)
 
     @property
     def lm(self) -> Any:
@@ -209,9 +210,10 @@ class Network(nn.Module):
     @torch.no_grad()
     def check_packs(self) -> None:
         """A pack must give every response the states that it has alone behind its prompt; otherwise whole sequences are run."""
-        packs = self.engine == "fast"
+        if self.engine == "plain":
+            return
         kinds = set(getattr(self.lm.config, "layer_types", None) or ()) - KINDS
-        if not attention.use(self.lm, packs) or not packs:
+        if not attention.use(self.lm, True):
             reason = "its attention is not one that can be replaced"
         elif kinds:
             reason = f"it has layers of the kind {min(kinds)}"
@@ -220,20 +222,18 @@ class Network(nn.Module):
             pairs: list[Pair] = [(ids[:third], ids[third:]), (ids[:third], ids[-third:]), (ids[2:third], ids[9:])]
             whole = self.hidden_padded(pairs)
             try:
-                ours = self.hidden(pairs)
-                if alike(torch.cat(ours), torch.cat(whole)):
+                if alike(torch.cat(self.hidden(pairs)), torch.cat(whole)):
                     return
                 reason = "in packs it gives other numbers"
             except (attention.Unpackable, RuntimeError, TypeError, ValueError, IndexError) as error:
                 reason = f"in packs it fails: {error}"
         attention.use(self.lm, False)
-        if packs:
-            self.engine = "plain"
-            self.engine_note = f"plain: {type(self.parts['decoder']).__name__} runs one row per response, since {reason}"
+        self.engine = "plain"
+        self.engine_note = f"plain: {type(self.parts['decoder']).__name__} runs one row per response, since {reason}"
 
     @torch.no_grad()
-    def cut_trunk(self) -> None:
-        """Cut the decoder below the first layer that trains, if the two halves give what the whole gives."""
+    def cut_trunk(self, asked: int | None) -> None:
+        """Cut the decoder below the first layer that trains, if the two halves give what the whole gives; `asked` are its tokens."""
         decoder = self.parts["decoder"]
         trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         lists = [(name, child) for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
@@ -259,7 +259,19 @@ class Network(nn.Module):
             return
         self.parts |= {"trunk": trunk, "top": top}
         self.cut = cut
+        if asked is None:
+            first = twin(decoder, **{name: layers[:1], norms[0]: nn.Identity()})
+            self.trunk_tokens = 16384 if self.device.type != "cpu" else 1024 if self.engine == "fast" and self.steady(first) else 0
         self.trunk_note = f"the first {cut} of {len(layers)} layers are frozen and computed once per sequence"
+
+    def steady(self, layer: Any) -> bool:
+        """Whether a sequence has the same bits alone and anywhere in a pack of a thousand tokens, asked of one layer."""
+        ids = tuple(self.probe()[0].tolist())
+        pairs: list[Pair] = [(ids[:9] + (i,), ids[9 + i % 5 :]) for i in range(32)]
+        [full] = pack(pairs, 1 << 20, whole=True)[0]
+        run = lambda one: self.run_pack(layer, "input_ids", self.ids(one.ids()), one)
+        together = run(full).split([tokens_of(branch, True) for branch in full.branches])
+        return all(torch.equal(run(Pack((branch,), True)), there) for branch, there in zip(full.branches, together, strict=True))
 
     # --- running a decoder, whole or half: x is ids [T] or lower hidden states [T, d] -------------------------------
 
@@ -276,9 +288,8 @@ class Network(nn.Module):
         """Hidden states [N, d] of a pack."""
         return decoder(  # type: ignore[no-any-return]
             **{name: x[None]},
-            attention_mask=attention.no_mask(self.device),
+            attention_mask=attention.pack_mask(one.segments, self.device),
             position_ids=one.positions().to(self.device)[None],
-            segments=one.segments,
             use_cache=False,
         ).last_hidden_state[0]
 
@@ -319,9 +330,10 @@ class Network(nn.Module):
         alone = {prompt for prompt, body in missing if not body} - {prompt for prompt, body in missing if body}
         run = [(prompt, body) for prompt, body in missing if body or prompt in alone]
         for part in pack(run, self.trunk_tokens, whole=True)[0]:
+            part = part if len(part.segments) >= len(FILLER.prompt) else Pack((*part.branches, FILLER), True)
             states = iter(self.run_pack(self.parts["trunk"], "input_ids", self.ids(part.ids()), part).split(part.segments.lengths))
-            for branch in part.branches:
-                for key in pieces(branch, branch.responses):
+            for branch in part.branches:  # the filler's last states are not asked for
+                for key in pieces(branch, branch.responses) if branch is not FILLER else ():
                     state = next(states)
                     if known.get(key) is None:
                         known[key] = state

@@ -345,8 +345,8 @@ def load(
     engine            "fast": packs, each prompt once, its responses behind it, no padding; "plain": whole padded sequences, what the
                       fast one is compared with, and what models are scored by that packs do not suit
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
-    trunk_tokens      tokens_per_batch of those layers; None: 0 on a CPU, so that a resumed run repeats every bit, 16384 elsewhere.
-                      1024 is about twice as fast on a CPU where many responses share one prompt
+    trunk_tokens      tokens_per_batch of those layers; None: 16384, on a CPU 1024, or 0 where a number's last bits depend on what is
+                      computed with it, so that a resumed run repeats every bit
     resize_embeddings say so if you added tokens to the tokenizer on purpose
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -396,7 +396,7 @@ def load(
         tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
         engine=engine,
         trunk_bytes=trunk_bytes,
-        trunk_tokens=(0 if place.type == "cpu" else 16384) if trunk_tokens is None else trunk_tokens,
+        trunk_tokens=trunk_tokens,
         checkpointing=checkpointing,
         precision=precision,
     )
