@@ -222,7 +222,7 @@ class Network(nn.Module):
             pairs: list[Pair] = [(ids[:third], ids[third:]), (ids[:third], ids[-third:]), (ids[2:third], ids[9:])]
             whole = self.hidden_padded(pairs)
             try:
-                if alike(torch.cat(self.hidden(pairs)), torch.cat(whole)):
+                if alike(torch.cat(self.hidden(pairs)), torch.cat(whole), self.dtype):
                     return
                 reason = "in packs it gives other numbers"
             except (attention.Unpackable, RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -500,9 +500,12 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool((a.float() - b.float()).abs().max().item() <= 8 * torch.finfo(b.dtype).eps * max(scale, 1e-3))
 
 
-def alike(a: Tensor, b: Tensor) -> bool:
-    """The same states up to what another order of the sums does to them in all layers; a token seen too much or too little is more."""
-    return bool((a.float() - b.float()).norm() <= min(1000 * torch.finfo(b.dtype).eps, 0.1) * b.float().norm())
+def alike(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """The same states up to what another order of the sums does to them in all layers; a token seen too much or too little is more.
+
+    `dtype` is that of the products: under autocast the states are float32, but no more exact than what they are summed of.
+    """
+    return bool((a.float() - b.float()).norm() <= min(1000 * torch.finfo(dtype).eps, 0.1) * b.float().norm())
 
 
 def groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
