@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,6 +91,11 @@ def byte_tokenizer() -> Any:
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bytes_.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(tokenizer_object=bytes_, pad_token="<pad>", unk_token="<unk>", eos_token="<end>")
+
+
+def natural_length(rng: Any, median: int, sigma: float = 0.8) -> int:
+    """Tokens of a text: log-normal, as in most data."""
+    return max(2, round(median * math.exp(sigma * rng.standard_normal())))
 
 
 @dataclass(frozen=True)

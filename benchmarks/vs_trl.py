@@ -50,6 +50,7 @@ from contestants import (
     Trl,
     clear,
     gradients,
+    natural_length,
     random_model,
     random_sample,
     same_weights,
@@ -110,13 +111,12 @@ def fixed(prompt: int, response: int, pairs: int, responses: int = 2) -> Callabl
     return made
 
 
-def natural(prompt: int, response: int, pairs: int, sigma: float = 0.8) -> Callable[[Path, int], list[Batch]]:
+def natural(prompt: int, response: int, pairs: int) -> Callable[[Path, int], list[Batch]]:
     """Log-normal lengths with these medians, in random order."""
 
     def made(folder: Path, count: int) -> list[Batch]:
         draw, size = rng("natural", prompt, response), vocabulary(folder)
-        length = lambda median: max(2, round(median * float(numpy.exp(sigma * draw.standard_normal()))))
-        one = lambda: random_sample(draw, length(prompt), [length(response) for _ in range(2)], size)
+        one = lambda: random_sample(draw, natural_length(draw, prompt), [natural_length(draw, response) for _ in range(2)], size)
         return [[one() for _ in range(pairs)] for _ in range(count)]
 
     return made
@@ -305,6 +305,7 @@ def compare(row: Row, repeats: int, wanted: Sequence[str]) -> dict[str, Any]:
             "agreement": agreement,
             "times": times,
             "batches": [describe(batch) for batch in batches],
+            "engine": {name: getattr(contestants[name].policy.network, "engine_note", "") for name in OURS if name in contestants},
             "useful": {name: useful(contestants[name], batches, repeats) for name in OURS if name in contestants},
             "product_flops": flops,
         }
@@ -442,7 +443,15 @@ def lines_of(row: Row, found: dict[str, Any]) -> list[str]:
             wall, *_ = ratio(column(over, 1), column(ours, 1), paired=paired)
             seconds = " / ".join(f"{numpy.median(column(name, 0)):.2f}" for name in (over, ours))
             errors, share = found["agreement"][ours], share_of(found, ours)
-            cells = [found["title"], ours, over, asked(goal), f"{value:.2f}", f"{low:.2f} to {high:.2f}", verdict(goal, low, high)]
+            cells = [
+                found["title"] + fallen_back(found["engine"][ours]),
+                ours,
+                over,
+                asked(goal),
+                f"{value:.2f}",
+                f"{low:.2f} to {high:.2f}",
+                verdict(goal, low, high),
+            ]
             cells += [f"{wall:.2f}", seconds, f"{errors['loss_error']:.1e}", f"{errors['gradient_error']:.1e}", f"{share[0]:.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
         if row.share is not None and row.share.ours == ours and ours in found["times"]:
@@ -450,6 +459,11 @@ def lines_of(row: Row, found: dict[str, Any]) -> list[str]:
             cells = [found["title"], ours, "the product", asked(row.share), f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
             lines.append(f"| {' | '.join([*cells, verdict(row.share, low, high), *[''] * 5])} |")
     return lines
+
+
+def fallen_back(note: str) -> str:
+    """Where the engine that was asked for refused the model, the row says so: its numbers are another engine's."""
+    return "" if note.endswith("as asked") else f" ({note})"
 
 
 def share_of(found: dict[str, Any], ours: str) -> tuple[float, float, float]:
