@@ -25,6 +25,7 @@ from preftune.learner import GradientLearner
 from preftune.methods import METHODS
 from preftune.policies.text import CachedReference, load
 from preftune.policies.text.cache import LogpCache
+from preftune.policies.text.logprob import Store
 from preftune.policies.text.tokens import TextResponses
 from preftune.types import Key, Rows
 
@@ -351,10 +352,13 @@ def gradients(contestant: Contestant) -> dict[str, Tensor]:
 
 
 def clear(contestants: Iterable[Contestant]) -> None:
-    """No gradients, so that the next step allocates its own."""
+    """No gradients, so that the next step allocates its own, and no states of frozen layers, so that it is a first epoch's."""
     for contestant in contestants:
         for parameter in contestant.parameters.values():
             parameter.grad = None
+        if isinstance(contestant, Ours):
+            network = contestant.policy.network
+            network.store = Store(network.store.limit)
 
 
 def worst(ours: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
