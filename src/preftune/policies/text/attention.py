@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from .attention_cuda import WAYS, way_for
 from .layout import Segments
 
 NAMES = {"sdpa": "preftune-sdpa", "eager": "preftune-eager"}
@@ -52,7 +53,9 @@ def over(plain: Any) -> Any:
         if options.get("s_aux") is not None or options.get("position_bias") is not None:
             raise Unpackable("attention sinks or a bias of positions")
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return pieces(query, key, value, segments, scale, options.get("sliding_window"), options.get("softcap")), None
+        window, softcap = options.get("sliding_window"), options.get("softcap")
+        way = WAYS.get(way_for(query, softcap), pieces)
+        return way(query, key, value, segments, scale, window, softcap), None
 
     return attend
 

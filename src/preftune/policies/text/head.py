@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels import token_logp_
+
 CHUNK = 1 << 24  #  logits that exist at a time: 64 MiB in float32
 KEEP = 128 << 20  # bytes of slopes that wait for the backward pass
 
@@ -51,27 +53,18 @@ def chunk(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """For a cast head: log p float32 [n]; where asked for -d log p / d (h W^T + b), [n, V], made in `out`; log sum_v p_v^2 [n].
 
-    In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit), and the softmax
-    is taken over upcast logits. Its normaliser is read off the likeliest token, max z - log max p: one pass less than logsumexp.
+    In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit).
     """
-    raw = torch.mm(hidden, head.weight.T, out=out)
-    logits = head.cap((raw if head.bias is None else raw.add_(head.bias)).float())
-    if raw.dtype == torch.float32:
-        picked = logits.gather(1, targets[:, None])[:, 0]
-    else:
-        picked = (hidden.float() * head.weight[targets].float()).sum(1)
-        picked = head.cap(picked if head.bias is None else picked + head.bias[targets].float())
-    bend = 1 - (logits / head.softcap) ** 2 if slope and head.softcap is not None else None  # of the cap
-    top = logits.amax(1)
-    p = torch.softmax(logits, 1, out=logits)
-    logp = picked - (top - p.amax(1).log())
-    second = p.square().sum(1).log() if collision else None
-    if slope:
-        p[torch.arange(len(targets), device=p.device), targets] -= 1
-        p = p if bend is None else p.mul_(bend)
-        p = p if head.scale == 1 else p.mul_(head.scale)
-        raw = p if raw.dtype == p.dtype else raw.copy_(p)
-    return logp, raw, second
+    logits = torch.mm(hidden, head.weight.T, out=out)
+    logits = logits if head.bias is None else logits.add_(head.bias)
+    apart = None
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        apart = (hidden.float() * head.weight[targets].float()).sum(1)
+        apart = apart if head.bias is None else apart + head.bias[targets].float()
+    logp, second = token_logp_(
+        logits, targets, slope=slope, softcap=head.softcap, scale=head.scale, collision=collision, target_logits=apart
+    )
+    return logp, logits, second
 
 
 class TokenLogp(torch.autograd.Function):
