@@ -118,7 +118,8 @@ def attended(query: Sequence[int], key: Sequence[int], causal: Sequence[bool]) -
 
 
 def packing(tiny: bool) -> list[dict[str, Any]]:
-    """Tokens that go through the trunk for natural lengths, mean over batches, by ways of making batches of them."""
+    """Tokens that go through the trunk for natural lengths by ways of making batches of them, and those that are needed: each
+    prompt once and what is fed of its responses. Packs of the default budget repeat a prompt whose responses do not fit beside it."""
     found = []
     for prompt, response in REGIMES:
         draw = Key.of(SEED).fold("packing", prompt, response).numpy()
@@ -134,6 +135,7 @@ def packing(tiny: bool) -> list[dict[str, Any]]:
                 "padded, grouped by length": sum(map(padded, grouped)),
                 "without padding": sum(len(s.prompt) + len(r) for s in samples for r in s.responses),
                 "packed": sum(len(one.ids()) for some in packs for one in some),
+                "needed": sum(len(s.prompt) + sum(len(r) - 1 for r in s.responses) for s in samples),
             }
             found.append({"regime": [prompt, response], "pairs": size, "tokens": tokens, "packs": sum(map(len, packs)) / len(packs)})
     return found

@@ -15,13 +15,20 @@ Times = dict[str, list[tuple[float, float]]]  # contestant -> (processor seconds
 LEVEL, DRAWS, SEED = 0.90, 10_000, 0
 
 
-def race(steps: Mapping[str, Callable[[int], object]], repeats: int, clear: Callable[[], None] = lambda: None) -> Times:
+def race(
+    steps: Mapping[str, Callable[[int], object]],
+    repeats: int,
+    clear: Callable[[], None] = lambda: None,
+    fewer: Mapping[str, int] | None = None,
+) -> Times:
     """Times of every step, one after the other in each repeat, so that a disturbance hits all of them; a step is told its repeat.
 
-    Each repeat begins with another contestant. `clear` runs before every step, outside of what is timed.
+    Each repeat begins with another contestant. `clear` runs before every step, outside of what is timed. `fewer`: contestants that
+    leave after so many repeats.
     """
-    names, times = list(steps), {name: [] for name in steps}
+    times: Times = {name: [] for name in steps}
     for repeat in range(repeats):
+        names = [name for name in steps if repeat < (fewer or {}).get(name, repeats)]
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             clear()
             gc.collect()
@@ -34,11 +41,12 @@ def race(steps: Mapping[str, Callable[[int], object]], repeats: int, clear: Call
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float], *, paired: bool = True) -> tuple[float, float, float]:
-    """The median of theirs / ours over repeats, and both ends of its 90 % bootstrap interval.
+    """The median of theirs / ours over the repeats that both made, and both ends of its 90 % bootstrap interval.
 
     paired=False: repeats that did other parts of the same work; then it is the quotient of the totals.
     """
-    a, b = numpy.asarray(theirs, float), numpy.asarray(ours, float)
+    both = min(len(theirs), len(ours))
+    a, b = numpy.asarray(theirs[:both], float), numpy.asarray(ours[:both], float)
     draws = numpy.random.default_rng(SEED).integers(len(a), size=(DRAWS, len(a)))
     if paired:
         value, resampled = numpy.median(a / b), numpy.median((a / b)[draws], axis=1)

