@@ -11,8 +11,8 @@ import itertools
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,8 +199,8 @@ class Trl:
     """TRL's DPOTrainer: its collator, its `compute_loss`, its accelerator's backward pass.
 
     Its settings are its defaults except: no report, the processor, `max_length=None` (1024 would cut the long prompts' responses
-    off), and bf16 only where the race asks for it. Checkpointing and precomputed references are switched for each step, since
-    its Trainer reads both at every step.
+    off), and bf16 only where the race asks for it. Checkpointing and precomputed references are switched around each step, so that
+    one model serves all of its settings.
     """
 
     checkpointing = precomputed = False
@@ -226,6 +226,7 @@ class Trl:
                 bf16=setting.precision == "bfloat16",
                 max_length=None,
                 use_cpu=True,
+                gradient_checkpointing=False,
                 report_to="none",
             ),
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),  # a trainer needs one; batches are given
@@ -249,16 +250,25 @@ class Trl:
 
     def step(self, inputs: dict[str, Tensor]) -> Tensor:
         """As Trainer.training_step does it, without the optimiser."""
-        args, model = self.trainer.args, self.trainer.model
-        if self.checkpointing:
-            model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-        else:
-            model.gradient_checkpointing_disable()
         self.trainer.precompute_ref_logps = self.precomputed
-        with self.trainer.compute_loss_context_manager():
+        with self.recomputing() if self.checkpointing else nullcontext(), self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self.model, inputs)
-        self.trainer.accelerator.backward(loss)
+            self.trainer.accelerator.backward(loss)
         return loss.detach()  # type: ignore[no-any-return]
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Gradient checkpointing as TRL and its Trainer switch it on: adapters need inputs with gradients besides."""
+        model, adapter = self.trainer.model, hasattr(self.trainer.model, "peft_config")
+        model.gradient_checkpointing_enable(self.trainer.args.gradient_checkpointing_kwargs)
+        if adapter:
+            model.enable_input_require_grads()
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()
+            if adapter:
+                model.disable_input_require_grads()
 
     def variant(self, *, checkpointing: bool = False, precomputed: bool = False) -> Trl:
         """The same trainer and weights with other settings."""
