@@ -164,6 +164,25 @@ def test_m5_pieces_are_split_once_so_that_no_slice_fills_a_tensor_of_full_length
     assert "SplitWithSizesBackward0" in names and not any("Slice" in name or "Select" in name for name in names)
 
 
+@pytest.mark.parametrize("groups", [((300, (7, 140)), (5, (130, 0, 1))), ((1, (1,)),), ((129, (128, 257)),)])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+def test_m3_blocks_of_queries_attend_as_the_formula_says(groups: Any, heads: tuple[int, int]) -> None:
+    """In float64, output and gradients, against a dense mask."""
+    from preftune.policies.text.attention_cpu import attend
+    from preftune.policies.text.attention_cuda import attend_dense
+
+    segments, draw = Segments(groups), torch.Generator().manual_seed(0)
+    make = lambda h: torch.randn(1, len(segments), h, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    given = [make(heads[0]), make(heads[1]), make(heads[1])]
+    up = torch.randn(1, len(segments), heads[0], 8, generator=draw, dtype=torch.float64)
+    found = []
+    for way in (lambda *x: attend(*x, segments, 0.3), lambda *x: attend_dense(*x, segments, 0.3, None, None)):
+        out = way(*(x.transpose(1, 2) for x in given))
+        found.append((out, *torch.autograd.grad(out, given, up)))
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-6)
+
+
 def test_m6_the_loss_is_the_mean_over_the_batch_however_unequally_packs_divide_it() -> None:
     rows = rows_of((9, (7, 12)), (40, (30, 5)), (3, (10, 2)), (14, (1, 5)), (25, (3, 3)))
     found = []

@@ -25,7 +25,7 @@ LAYERS = (
     "data",
     "judges",
     "collect | reference | update",
-    "methods | learner minimiser checkpoint log probe provenance diagnostics",
+    "methods | learner optimisers minimiser checkpoint log probe provenance diagnostics",
     "evaluation report",
     "training",
     "api arena solving conformance grid registry cli annotate __init__ __main__",

@@ -360,7 +360,7 @@ def test_a_judge_that_falls_silent_costs_no_finished_step(method: Method, last: 
         ({"beta1": 1.0}, "beta1 is 1.0, needed 0 <= beta1 < 1"),
         ({"warmup": 1.0}, "warmup is 1.0, needed a share 0 <= warmup < 1"),
         ({"schedule": "cosin"}, "schedule is 'cosin', needed one of linear, cosine, constant"),
-        ({"optimiser": "adam"}, "optimiser is 'adam', needed one of adamw, rmsprop, sgd"),
+        ({"optimiser": "adam"}, "optimiser is 'adam', needed one of adamw, adamw8bit"),
         ({"early_stop": "accuracy"}, "early_stop or kl_budget is set and eval_every is 0"),
         ({"kl_budget": 1.0}, "early_stop or kl_budget is set and eval_every is 0"),
         ({"tracker": "tensorbord"}, "tracker is 'tensorbord', needed one of tensorboard, wandb, trackio"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,16 +18,22 @@ from filelock import FileLock, Timeout
 
 from . import checkpoint, provenance, training
 from . import evaluation as measures
-from .learner import GradientLearner
+from .learner import ROWS, GradientLearner
 from .log import Log, write_whole
+from .optimisers import OPTIMISERS
 from .policies.tabular import TabularPolicy
+from .policies.text.memory import MemoryPlan
 from .probe import probe
 from .reference import none
 from .registry import import_function, lookup, resolve_method, signature_of, split_settings
 from .training import TrainConfig
 from .types import LABELS, Context, Judge, Key, Method, Policy, PreftuneError, Rows, formula_of, needs_of, parts_of
+from .update import plain
 
 KL_SAMPLES = 32
+SCORED = 64  #   held-out rows scored together; without gradients the engine's own passes bound the memory
+LENGTHS = 256  # rows whose tokens are looked at before a run
+ANSWERS = 4  #   that a method of lists is expected to draw of a prompt
 
 
 @dataclass
@@ -63,8 +71,9 @@ class Plan:
     rows: int
     steps: int
     parameters: int  #   trained
-    memory_gb: float  #  weights, gradients, optimiser and frozen copies; activations come on top
+    memory_gb: float  #  the peak of a step; of a table, its parameters, their gradients, optimiser and copies
     seconds: float  #    one micro-batch measured, times the run's; collecting and evaluating come on top
+    memory: dict[str, Any] | None  # of a language model: what the peak is made of, the token budget, the checkpointed layers
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -135,6 +144,8 @@ def train(
         "data_fingerprint": getattr(feed, "fingerprint", None),
         "objects": [part for part, value in given.items() if not isinstance(value, str | Path | float | int | None)],
     }
+    memory, more = _memory(policy, composed, feed, config, _written(folder) if resume else None)
+    described["memory"] = None if memory is None else dataclasses.asdict(memory)
     folder.mkdir(parents=True, exist_ok=True)
     key = Key.of(config.seed)
     reference = _reference(policy, composed)
@@ -142,7 +153,7 @@ def train(
     with _alone(folder), closing(Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])) as log:
         if not resume or not (folder / "config.json").exists():
             write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
-        for note in chosen.notes + extra + _derived(policy, reference):
+        for note in chosen.notes + extra + _derived(policy, reference) + more:
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
         beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
@@ -235,24 +246,32 @@ def plan(
         resolve_judge(judge)
     policy, feed, _, extra = _open(composed, model, data, test, config.seed, load, read, max_prompt, max_response)
     total, _, _ = training.plan(composed, len(feed), config)
+    memory, more = _memory(policy, composed, feed, config)
     trained = sum(p.numel() for p in policy.parameters())
-    size = sum(p.numel() * p.element_size() for p in policy.parameters())
-    module = getattr(getattr(policy, "network", None), "module", None)
-    weights = sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else size
-    copies = 2 * {"adamw": 1, "rmsprop": 0.5, "sgd": 0}[config.optimiser] + 1 + needs_of(composed.objective).reference + len(composed.roles)
     seconds = float("nan")
     if composed.collect_every == "run":
         roles = {"current": policy, "reference": policy.reference(), **{name: policy.copy() for name in composed.roles}}
         learner = GradientLearner(policy, composed, roles, optimiser=config.optimiser, micro_batch=config.micro_batch)
-        rows = feed.rows(training.positions(Key.of(config.seed), len(feed), min(config.batch, config.micro_batch), 0))
+        rows = feed.rows(training.positions(Key.of(config.seed), len(feed), min(config.batch, config.micro_batch or ROWS), 0))
         rows = composed.collect(Context({**roles, "opponent": policy}, rows, key=Key.of(config.seed)))
         started = time.monotonic()
         learner._backward(rows)
         learner.optimiser.zero_grad(set_to_none=True)
         seconds = (time.monotonic() - started) * total * min(config.batch, len(feed)) / len(rows)
-    memory = (weights + copies * size) / 1e9
-    notes, train_settings = chosen.notes + extra, dataclasses.asdict(config)
-    return Plan(chosen.name, chosen.hyperparameters, train_settings, notes, len(feed), total, trained, memory, seconds)
+    numbers = _copies(policy, composed) + 2 + OPTIMISERS[config.optimiser].state / 4  # of each that trains: itself, its gradient, ...
+    peak = memory.peak if memory is not None else numbers * sum(p.numel() * p.element_size() for p in policy.parameters())
+    return Plan(
+        chosen.name,
+        chosen.hyperparameters,
+        dataclasses.asdict(config),
+        chosen.notes + extra + more,
+        len(feed),
+        total,
+        trained,
+        peak / 1e9,
+        seconds,
+        None if memory is None else dataclasses.asdict(memory),
+    )
 
 
 @dataclass(frozen=True)
@@ -362,6 +381,7 @@ def _open(
     if test is not None:
         test, _ = usable(test, columns, *labels)
     policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
+    notes += _slow(policy)
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
     extra: dict[str, Any] = {
@@ -381,6 +401,15 @@ def _open(
     return policy, feed, held_out, notes
 
 
+def _slow(policy: Any) -> list[str]:
+    """A precision that this processor had better not compute in."""
+    if not hasattr(policy, "network"):
+        return []
+    from .policies.text.model import slow_precision
+
+    return slow_precision(policy.network.device, policy.network.dtype)
+
+
 def _derived(policy: Any, reference: Any) -> list[str]:
     """What nobody chose and follows from model, machine and method."""
     network = getattr(policy, "network", None)
@@ -390,7 +419,8 @@ def _derived(policy: Any, reference: Any) -> list[str]:
     notes = [f"{trained:,} parameters train, on {network.device} in {str(network.dtype).removeprefix('torch.')}"]
     if reference is not None:
         notes.append(f"reference: {policy.reference_kind}")
-    return [*notes, policy.trunk_note] if not policy.trunk_note.startswith("none: every layer") else notes
+    fallen = [network.engine_note] if network.engine_note.startswith("plain:") else []
+    return [*notes, *fallen, *([] if policy.trunk_note.startswith("none: every layer") else [policy.trunk_note])]
 
 
 def _left_out(data: Any) -> list[str]:
@@ -464,13 +494,77 @@ def _written(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"method", "hyperparameters", "objects"} <= found.keys() else None
 
 
-def _reference(policy: Any, method: Method) -> Any:
-    """The frozen start; for a language model on given data its log-probs are kept on disk.
-
-    A method without reference gets one for the measurements alone where that costs little: when few of the weights train.
-    """
+def _compares(policy: Any, method: Method) -> bool:
+    """Whether a frozen start is kept. A method without reference gets one for the measurements alone where that costs little: when
+    few of the weights train."""
     trained, network = sum(p.numel() for p in policy.parameters()), getattr(policy, "network", None)
-    if method.reference is none and (network is None or 4 * trained > sum(p.numel() for p in network.module.parameters())):
+    return method.reference is not none or (network is not None and 4 * trained <= sum(p.numel() for p in network.module.parameters()))
+
+
+def _copies(policy: Any, method: Method) -> float:
+    """Frozen copies of what trains: the reference, the roles, and of a step that is more than a descent what it remembers."""
+    return _compares(policy, method) + len(method.roles) + (0 if method.update is plain else 2)
+
+
+def _memory(
+    policy: Any, method: Method, feed: Any, config: TrainConfig, made: Mapping[str, Any] | None = None
+) -> tuple[MemoryPlan | None, list[str]]:
+    """How the steps of a language model fit into its device, which they then work by, and what there is to say about it.
+
+    `made`: the config.json of a run that goes on, with the plan that it began with: other micro-batches would round otherwise.
+    """
+    network = getattr(policy, "network", None)
+    if network is None:
+        return None, []
+    from .policies.text import memory
+
+    if made is not None and made.get("memory"):
+        found = MemoryPlan(**made["memory"])
+        found.applies(network)
+        return found, []
+    state = OPTIMISERS[config.optimiser].state
+    longest, mean = _lengths(policy, method, feed)
+    held = memory.count(network)
+    rows = min(config.batch, len(feed))
+    most = network.tokens_per_batch if config.micro_batch is None else config.micro_batch * longest
+    kept = len(feed) * mean * network.width * held.size if network.cut else 0
+    given = config.memory_gb and int(config.memory_gb * 1e9)
+    found = memory.plan(
+        held,
+        state=state,
+        copies=_copies(policy, method) + (0 if method.update is plain else state / 4),
+        states=round(min(kept, network.store.limit)),
+        available=given or held.weights + int(memory.USED * memory.free(network.device)),
+        most=most,
+        longest=longest,
+        filled=min(most, rows * longest),
+        checkpointing=network.checkpointing,
+        device=str(network.device),
+    )
+    if not found.fits and given:
+        raise PreftuneError(f"memory_gb is {config.memory_gb:g}: {memory.relief(found, held.trained)}")
+    found.applies(network)
+    return found, [*([memory.relief(found, held.trained)] if not found.fits else []), *memory.told(found)]
+
+
+def _lengths(policy: Any, method: Method, feed: Any) -> tuple[int, float]:
+    """Tokens of the longest row and of the mean one, of some hundred spread over the data; what the policy writes itself counts as
+    long as it may become."""
+    counts = Counter(feed.counts)
+    rows = feed.rows(range(0, len(feed), math.ceil(len(feed) / LENGTHS)))
+    feed.counts = counts  # nothing was trained on them
+    if method.offline:
+        sizes = policy.tokens(rows)
+    else:
+        wanted = needs_of(method.objective).columns
+        answers = (wanted if isinstance(wanted, int) else ANSWERS) * policy.max_new_tokens
+        sizes = [len(policy.words(prompt)) + answers for prompt in rows.prompt]
+    return max(sizes), sum(sizes) / len(sizes)
+
+
+def _reference(policy: Any, method: Method) -> Any:
+    """The frozen start; for a language model on given data its log-probs are kept on disk."""
+    if not _compares(policy, method):
         return None
     reference = policy.reference()
     if isinstance(policy, TabularPolicy) or not method.offline:
@@ -506,7 +600,7 @@ def _measure(
     found: measures.Evaluation = {}
     if held_out is not None and hasattr(held_out, "data") and len(held_out.data[0].responses) > 1:
         pairs = dataclasses.replace(held_out, columns=2)
-        batches, clusters = _pairs(pairs, min(config.eval_rows, len(pairs)), config.micro_batch)
+        batches, clusters = _pairs(pairs, min(config.eval_rows, len(pairs)), SCORED)
         found |= measures.held_out(policy, reference, batches, beta=beta, clusters=clusters, seed=key.seed)
     drawn = None
     if prompts is not None:

@@ -8,13 +8,14 @@ whose prompts are independent problems (games) sum over problems instead: the qu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .optimisers import make
 from .types import Key, Loss, Method, Metrics, Needs, Objective, Policy, PreftuneError, Roles, Rows, Scored, needs_of
 
 
@@ -26,12 +27,15 @@ class Diverged(PreftuneError):
         self.rows = rows
 
 
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    # fused: one kernel over all parameters, several times faster than the loop on every device
-    "adamw": lambda p, lr, beta1, decay: torch.optim.AdamW(p, lr=lr, betas=(beta1, 0.999), weight_decay=decay, fused=True),
-    "rmsprop": lambda p, lr, beta1, decay: torch.optim.RMSprop(p, lr=lr, weight_decay=decay),
-    "sgd": lambda p, lr, beta1, decay: torch.optim.SGD(p, lr=lr, weight_decay=decay),
-}
+ROWS = 8  # of a forward pass, where neither a number is given nor the policy knows what a row takes
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A policy that knows how many rows one pass holds."""
+
+    def parts(self, rows: Rows) -> Sequence[range]:
+        """Consecutive rows that go through the model together, gradient and all."""
 
 
 class GradientLearner:
@@ -48,11 +52,9 @@ class GradientLearner:
         beta1: float = 0.9,
         weight_decay: float = 0.0,
         clip: float = 1.0,
-        micro_batch: int = 8,
+        micro_batch: int | None = None,
     ):
-        if optimiser not in OPTIMISERS:
-            raise PreftuneError(f"optimiser is {optimiser!r}, needed one of {', '.join(OPTIMISERS)}")
-        if micro_batch < 1:
+        if micro_batch is not None and micro_batch < 1:
             raise PreftuneError(f"micro_batch is {micro_batch}, needed at least 1: the rows of one forward pass")
         self.policy, self.method, self.roles = policy, method, dict(roles)
         self.needs: Needs = needs_of(method.objective)
@@ -66,7 +68,7 @@ class GradientLearner:
         if method.heads:
             policy.attach(method.heads, Key.of(0).fold("heads"))
         self.parameters = policy.parameters()
-        self.optimiser = OPTIMISERS[optimiser](_groups(self.parameters), self.lr(0), beta1, weight_decay)
+        self.optimiser = make(optimiser, _groups(self.parameters), self.lr(0), beta1, weight_decay)
         self.steps = 0
         self.running: dict[str, Tensor] = {}
         self.twin: dict[str, Any] | None = None
@@ -74,9 +76,14 @@ class GradientLearner:
     # --- what an update rule calls ---
 
     def snapshot(self) -> dict[str, Any]:
+        written = self.record()
+        return {**written, "optimiser": _copied(written["optimiser"])}
+
+    def record(self) -> dict[str, Any]:
+        """A snapshot to be written at once: its moments are the optimiser's own, so that saving takes no more memory than a step."""
         return {
             "policy": self.policy.state(),
-            "optimiser": _copied(self.optimiser.state_dict()),
+            "optimiser": self.optimiser.state_dict(),
             "steps": self.steps,
             "running": {name: tensor.clone() for name, tensor in self.running.items()},
         }
@@ -101,6 +108,7 @@ class GradientLearner:
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)  # what happens between two steps need not hold the gradient
         self.steps += 1
         self.running |= _running(self.needs, losses)
         weight = torch.ones_like(row) if rows.weight is None else rows.weight.to(row)
@@ -111,11 +119,19 @@ class GradientLearner:
         self.steps += 1
 
     def micro(self, rows: Rows) -> Iterator[Rows]:
-        if len(rows) <= self.micro_batch:
+        parts = self._parts(rows)
+        if len(parts) <= 1:
             yield rows
             return
-        for start in range(0, len(rows), self.micro_batch):
-            yield rows.take(range(start, min(start + self.micro_batch, len(rows))))
+        for part in parts:
+            yield rows.take(part)
+
+    def _parts(self, rows: Rows) -> Sequence[range]:
+        """Consecutive rows: so many as were asked for, otherwise as many as the policy says that one pass holds."""
+        if self.micro_batch is None and isinstance(self.policy, Sized):
+            return self.policy.parts(rows)
+        size = self.micro_batch or ROWS
+        return [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
 
     # --- how the gradient is made ---
 
@@ -228,13 +244,13 @@ class GradientLearner:
         return found or list(rows.id)
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with moments of its own, which no later step writes into."""
-    moments = {
-        i: {name: value.clone() if isinstance(value, Tensor) else value for name, value in slot.items()}
-        for i, slot in state["state"].items()
-    }
-    return {"state": moments, "param_groups": [dict(group) for group in state["param_groups"]]}
+def _copied(state: Any) -> Any:
+    """An optimiser's state with tensors of its own, which no later step writes into."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
 def _weighted(rows: Rows, loss: Loss) -> Tensor:
@@ -250,9 +266,9 @@ def _trained(s: Scored) -> list[Tensor]:
 
 
 def _groups(parameters: list[Tensor]) -> list[dict[str, Any]]:
-    """Optimiser groups by the scale of the learning rate, which heads carry as an attribute; others have 1."""
-    scales = sorted({getattr(p, "lr_scale", 1.0) for p in parameters})
-    return [{"params": [p for p in parameters if getattr(p, "lr_scale", 1.0) == scale], "lr_scale": scale} for scale in scales]
+    """Optimiser groups by precision and by the scale of the learning rate, which heads carry as an attribute; others have 1."""
+    kind = lambda p: (getattr(p, "lr_scale", 1.0), str(p.dtype))
+    return [{"params": [p for p in parameters if kind(p) == one], "lr_scale": one[0]} for one in sorted({kind(p) for p in parameters})]
 
 
 def _running(needs: Needs, losses: list[Loss]) -> dict[str, Tensor]:

@@ -17,8 +17,9 @@ from . import checkpoint
 from .collect import store
 from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
-from .learner import OPTIMISERS, GradientLearner, drift
+from .learner import GradientLearner, drift
 from .log import Log, check_tracker
+from .optimisers import OPTIMISERS
 from .types import Collect, Context, Judge, Key, Method, Metrics, Needs, Policy, PreftuneError, Rows, RowsAgainst, needs_of, parts_of
 
 LOWER_IS_BETTER = ("loss", "kl", "nll", "length")  # and metrics whose names end so
@@ -36,11 +37,12 @@ class TrainConfig:
     epochs: float = 1.0  #             passes over the data (over the prompts of a round, for methods that collect by rounds)
     steps: int | None = None  #        optimiser steps; overrides epochs
     batch: int = 32  #                 prompts a step
-    micro_batch: int = 8  #            prompts a forward pass; changes memory and speed, never the result
+    micro_batch: int | None = None  #  prompts a forward pass; default: as many as memory holds. Changes memory and speed, never the result
+    memory_gb: float | None = None  #  device memory that the run may take, the model included; default: most of what is free
     lr: float = 1e-6  #                peak learning rate
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # after warm-up, down to 0
     warmup: float = 0.1  #             share of the steps that the rate rises over
-    optimiser: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "adamw8bit", "adamw-bf16", "rmsprop", "sgd"] = "adamw"
     beta1: float = 0.9  #              AdamW's first moment; self-play methods recommend 0
     weight_decay: float = 0.0
     clip: float | None = None  #       largest gradient norm, 0 never clips; default 1, and 0 for games, which are separate problems
@@ -57,8 +59,9 @@ class TrainConfig:
     tracker: str | None = None  #      tensorboard | wandb | trackio
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch", "micro_batch", "lr", "rounds", "keep", "patience", "eval_rows")
-        for name in [*positive, *(n for n in ("steps", "prompts_per_round", "kl_budget") if getattr(self, n) is not None)]:
+        positive = ("epochs", "batch", "lr", "rounds", "keep", "patience", "eval_rows")
+        optional = ("steps", "micro_batch", "memory_gb", "prompts_per_round", "kl_budget")
+        for name in [*positive, *(n for n in optional if getattr(self, n) is not None)]:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise PreftuneError(f"{name} is {getattr(self, name)}, needed a finite number above 0; see `preftune train --help`")
         for name in ("eval_every", "save_every", "clip", "weight_decay"):
@@ -263,7 +266,7 @@ def run(
         return found
 
     def save(at: int) -> None:
-        state = {**learner.snapshot(), "step": at, "identity": identity, "keeper": keeper.state()}
+        state = {**learner.record(), "step": at, "identity": identity, "keeper": keeper.state()}
         state["roles"] = {name: learner.roles[name].state() for name in sorted(moved)}
         state["twin"] = learner.twin
         checkpoint.save(saved, at, state)

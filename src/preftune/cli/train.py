@@ -187,14 +187,32 @@ def _tell_sweep(sweep: Any, json: bool) -> None:
         raise typer.Exit(130)
 
 
+def _memory(plan: dict[str, Any]) -> list[list[str]]:
+    """The lines of a memory plan: what is held in any case, what a micro-batch adds, and the peak against the device."""
+    from .doctor import size
+
+    held = ("weights", "gradients", "optimiser", "copies", "states", "passing", "activations", "holes")
+    lines = [[name, size(plan[name])] for name in held if plan[name]]
+    return [
+        *lines,
+        ["expected peak", f"{size(plan['peak'])} of {size(plan['available'])} on {plan['device']}"],
+        ["micro-batch", f"up to {plan['tokens']} tokens; the data fill {plan['expected']}"],
+        ["a token keeps", f"{size(plan['per_token'])} until the backward pass"],
+        ["computed again", f"activations of {plan['checkpointed']} of {plan['layers']} layers"],
+    ]
+
+
 def _tell_plan(plan: Any, json: bool, runs: int = 1) -> None:
     facts = {**({"runs": runs} if runs > 1 else {}), **asdict(plan)}  # of a sweep: the first run, and how many there are
     if json:
         print_json(facts)
         return
     settings = {**facts.pop("train"), **facts.pop("hyperparameters")}
-    notes = facts.pop("notes")
+    notes, memory = facts.pop("notes"), facts.pop("memory")
     print_table(["dry run", ""], [[name.replace("_", " "), number(value)] for name, value in facts.items()])
+    if memory is not None:
+        print()
+        print_table(["memory", ""], _memory(memory))
     print()
     print_table(["setting", "value"], [[name, number(value)] for name, value in settings.items()])
     for note in notes:

@@ -212,12 +212,13 @@ def _optimiser(asked: Asked, found: Request, devices: int | None, rows: int | No
     """The optimiser, decay, clipping, seed."""
     name = str(asked["optim"]).rpartition("OptimizerNames.")[2].lower()
     stem = next((stem for stem in sorted(OPTIMISERS, key=len, reverse=True) if name.startswith(stem)), None)
-    found.training["optimiser"] = OPTIMISERS[stem] if stem else "adamw"
+    eight = stem is not None and "8bit" in name and OPTIMISERS[stem] == "adamw"
+    found.training["optimiser"] = "adamw8bit" if eight else OPTIMISERS[stem] if stem else "adamw"
     if stem is None:
         found.warnings.append(f"optim = {name!r} has no counterpart: AdamW stands in its place, to which neither lr nor decay carries over")
-    elif "8bit" in name or "4bit" in name:
+    elif not eight and ("8bit" in name or "4bit" in name):
         found.notes.append(f"optim = {name!r} keeps its moments in few bits; here they are kept in full")
-    if asked.number("adam_beta1") != COMMON["adam_beta1"] and found.training["optimiser"] == "adamw":
+    if asked.number("adam_beta1") != COMMON["adam_beta1"] and found.training["optimiser"].startswith("adamw"):
         found.training["beta1"] = asked.number("adam_beta1")
     if asked.number("weight_decay"):
         found.training["weight_decay"] = asked.number("weight_decay")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from .attention_cuda import WAYS, way_for
+from . import attention_cpu
+from .attention_cuda import WAYS, lowered, way_for
 from .layout import Segments
 
 NAMES = {"sdpa": "preftune-sdpa", "eager": "preftune-eager"}
@@ -54,6 +55,9 @@ def over(plain: Any) -> Any:
             raise Unpackable("attention sinks or a bias of positions")
         scale = options.get("scaling") or query.shape[-1] ** -0.5
         window, softcap = options.get("sliding_window"), options.get("softcap")
+        query, key, value = lowered(query, key, value)
+        if softcap is None and attention_cpu.suits(query, segments, window):
+            return attention_cpu.attend(query, key, value, segments, scale), None
         way = WAYS.get(way_for(query, softcap), pieces)
         return way(query, key, value, segments, scale, window, softcap), None
 

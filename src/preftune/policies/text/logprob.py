@@ -111,14 +111,16 @@ class Network(nn.Module):
         engine: str = "fast",
         trunk_bytes: int = 1 << 30,
         trunk_tokens: int | None = None,
-        checkpointing: bool = False,
+        checkpointing: int | None = None,
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.module = module
         masters = any(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()) and not hasattr(module, "peft_config")
         self.mixed = precision if masters and precision != torch.float32 else None  # float32 weights, passes in `precision`
-        self.tokens_per_batch, self.engine, self.checkpointing = tokens_per_batch, engine, checkpointing
+        self.tokens_per_batch, self.engine = tokens_per_batch, engine
+        self.checkpointing = checkpointing  #  layers that are computed again; None: a plan of the memory may choose
+        self.budget = tokens_per_batch  #      tokens whose activations are held at one time
         self.trunk_tokens = trunk_tokens or 0  # as tokens_per_batch, for the trunk
         lm = module.get_base_model() if hasattr(module, "peft_config") else module
         decoder = getattr(lm, lm.base_model_prefix)
@@ -165,7 +167,7 @@ class Network(nn.Module):
 
     def mode(self) -> None:
         """Training mode only where checkpointing asks for it; dropout is zero in both."""
-        wanted = self.checkpointing and torch.is_grad_enabled()
+        wanted = bool(self.checkpointing) and torch.is_grad_enabled()
         if self.lm.training != wanted:
             self.module.train(wanted)
 
@@ -500,12 +502,10 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool((a.float() - b.float()).abs().max().item() <= 8 * torch.finfo(b.dtype).eps * max(scale, 1e-3))
 
 
-def alike(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    """The same states up to what another order of the sums does to them in all layers; a token seen too much or too little is more.
-
-    `dtype` is that of the products: under autocast the states are float32, but no more exact than what they are summed of.
-    """
-    return bool((a.float() - b.float()).norm() <= min(1000 * torch.finfo(dtype).eps, 0.1) * b.float().norm())
+def alike(a: Tensor, b: Tensor, precision: torch.dtype) -> bool:
+    """The same states up to what another order of the sums in that precision does to them in all layers; a token seen too much or too
+    little is more."""
+    return bool((a.float() - b.float()).norm() <= min(1000 * torch.finfo(precision).eps, 0.1) * b.float().norm())
 
 
 def groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -519,6 +519,19 @@ def groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else:
             batches.append([i])
     return batches
+
+
+def consecutive(sizes: Sequence[int], budget: int) -> list[range]:
+    """Neighbours whose sizes add up to at most the budget; one that is larger stands alone."""
+    parts: list[range] = []
+    held = 0
+    for i, size in enumerate(sizes):
+        if parts and held + size <= budget:
+            parts[-1], held = range(parts[-1].start, i + 1), held + size
+        else:
+            parts.append(range(i, i + 1))
+            held = size
+    return parts
 
 
 def present_pairs(rows: Rows) -> list[tuple[int, int]]:

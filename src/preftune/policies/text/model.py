@@ -9,17 +9,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, cache_folder
 from .generate import generate, step
-from .logprob import Network, assemble, pairs_of, prompt_of
+from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
+from .memory import layers_of
 from .mixture import TextMixture
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
 
@@ -80,8 +83,6 @@ class TextPolicy:
 
     def score_tokens(self, rows: Rows) -> list[list[Tensor]]:
         """float32 [T] per token and response [B][K]; empty where absent."""
-        from .logprob import present_pairs
-
         table = [[torch.empty(0)] * rows.response.shape[1] for _ in range(len(rows))]
         for (b, k), values in zip(present_pairs(rows), self.token_logps(self.pairs(rows)), strict=True):
             table[b][k] = values
@@ -90,6 +91,19 @@ class TextPolicy:
     def pairs(self, rows: Rows) -> list[Pair]:
         """(prompt, response) of every response that exists."""
         return pairs_of(rows, self.bos, frozen=self.overlay is not None)
+
+    def tokens(self, rows: Rows) -> list[int]:
+        """What each row takes of a pass: its prompt once, where packs are run, and all but the last token of each response."""
+        sizes, seen = [0] * len(rows), set()
+        for (b, _), (prompt, response) in zip(present_pairs(rows), self.pairs(rows), strict=True):
+            again = self.network.engine == "fast" and (b, prompt) in seen
+            seen.add((b, prompt))
+            sizes[b] += len(response) - 1 + (0 if again else len(self.words(prompt)))
+        return sizes
+
+    def parts(self, rows: Rows) -> list[range]:
+        """Consecutive rows whose tokens stay within the budget of one pass; a row that is longer stands alone."""
+        return consecutive(self.tokens(rows), self.network.budget)
 
     def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """float32 [T_i] for (prompt, response) pairs of token ids."""
@@ -322,7 +336,8 @@ def load(
     lora_alpha: float = 32.0,
     lora_targets: str | Sequence[str] = "all-linear",
     quantize: int | None = None,
-    checkpointing: bool = False,
+    checkpointing: bool | int | None = None,
+    masters: bool = True,
     trust_remote_code: bool = False,
     resize_embeddings: bool = False,
     tokens_per_batch: int | None = None,
@@ -340,6 +355,9 @@ def load(
                       processor; "bfloat16" is faster where it has that. In 16 bits what trains is kept in float32
     lora_targets      names of linear layers, or "all-linear"; `seed` draws the adapter's first matrices
     quantize          4 or 8: the frozen base through bitsandbytes
+    checkpointing     compute activations again in the backward pass, for less memory and about a third more time: true all layers, a
+                      number the lowest so many, false none; None: as few as the memory of the device asks for
+    masters           false keeps what trains in the 16 bits it was loaded in, for optimiser=adamw-bf16
     tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
                       on the batch; None: 1024 on a CPU, 16384 elsewhere
     engine            "fast": packs, each prompt once, its responses behind it, no padding; "plain": whole padded sequences, what the
@@ -386,10 +404,8 @@ def load(
     if not quantize:
         lm.to(place)
     module = wrap(lm, train, adapter, lora_r, lora_alpha, lora_targets, quantize, seed)
-    if not quantize:
+    if not quantize and masters:
         master_weights(module)
-    if checkpointing:
-        enable_checkpointing(lm)
     module.eval()
     network = Network(
         module,
@@ -400,6 +416,8 @@ def load(
         checkpointing=checkpointing,
         precision=precision,
     )
+    if checkpointing:
+        enable_checkpointing(network, len(layers_of(network.parts["decoder"])) if checkpointing is True else checkpointing)
     return TextPolicy(network, tokenizer, fresh=train in ("lora", "dora") and adapter is None)
 
 
@@ -441,6 +459,20 @@ def pick_dtype(name: str, place: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise PreftuneError(f"dtype is {name!r}; known are auto, {', '.join(DTYPES)}; use one of them")
     return DTYPES[name]
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16 itself; otherwise they are converted first."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def slow_precision(place: torch.device, precision: torch.dtype) -> list[str]:
+    """What to say about a precision that the processor is slower in than in float32."""
+    if place.type != "cpu" or precision == torch.float32 or (precision == torch.bfloat16 and computes_in_bfloat16()):
+        return []
+    name = str(precision).removeprefix("torch.")
+    better = "bfloat16 or float32" if computes_in_bfloat16() else "float32"
+    return [f"this processor does not compute in {name}: dtype={better} is faster here"]
 
 
 def find_source(model: str | Path) -> str:
@@ -632,13 +664,18 @@ def master_weights(module: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def enable_checkpointing(lm: Any) -> None:
-    """Recompute activations layer by layer in the backward pass."""
-    if not lm.supports_gradient_checkpointing:
+def enable_checkpointing(network: Network, count: int) -> None:
+    """Compute the activations of the lowest `count` layers that train again in the backward pass: when their turn comes, what the
+    layers above kept is gone."""
+    layers = layers_of(network.parts["decoder"])[network.cut :]
+    if count and not (layers and all(hasattr(layer, "gradient_checkpointing") for layer in layers)):
         raise PreftuneError(
-            f"checkpointing was asked for, but {type(lm).__name__} does not support it; leave it out or choose a smaller batch"
+            f"checkpointing was asked for, but {type(network.lm).__name__} does not support it; leave it out or choose a smaller batch"
         )
-    lm.activation_checkpointing_enable({"use_reentrant": False})
+    for i, layer in enumerate(layers):
+        layer.gradient_checkpointing = i < count  # type: ignore[assignment]
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # type: ignore[assignment]
+    network.checkpointing = min(count, len(layers))
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
