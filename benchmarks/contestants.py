@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -170,7 +171,7 @@ class Ours:
     def use(self, reference: Any) -> None:
         """Learn against this reference."""
         self.reference, roles = reference, {"current": self.policy, "reference": reference}
-        self.learner = GradientLearner(self.policy, self.method, roles, optimiser="sgd", micro_batch=1 << 20)
+        self.learner = GradientLearner(self.policy, self.method, roles, optimiser="sgd")
 
     def cached(self) -> Ours:
         """The same policy with the reference's log-probs kept on disk."""
@@ -285,7 +286,7 @@ class FullLogits:
         from transformers import AutoModelForCausalLM
 
         self.autocast = torch.autocast("cpu", torch.bfloat16) if setting.precision == "bfloat16" else nullcontext()
-        opened = lambda: AutoModelForCausalLM.from_pretrained(setting.folder, dtype=torch.float32).to(dtype)
+        opened = lambda: in_one_precision(AutoModelForCausalLM.from_pretrained(setting.folder, dtype=torch.float32).to(dtype))
         adapter = setting.train == "lora"
         if like is not None:
             self.model, self.reference = like.trainer.model, like.trainer.ref_model
@@ -329,6 +330,19 @@ class FullLogits:
         loss = -logsigmoid(BETA * (better - worse)).mean()
         loss.backward()
         return loss.detach()
+
+
+def in_one_precision(model: Any) -> Any:
+    """Norms compute in float32 whatever the model is in; in a float64 model that would be the largest error of all."""
+
+    def forward(norm: Any, x: Tensor) -> Tensor:
+        return norm.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+
+    if model.dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__ == "LlamaRMSNorm":
+                module.forward = MethodType(forward, module)
+    return model
 
 
 def lora_of(setting: Setting) -> Any:

@@ -66,7 +66,8 @@ TRL = "trl base"  # what ratios are over, unless a goal says otherwise
 OPPONENTS = ("trl default", "trl base", "trl best", "full logits")
 OURS = ("ours ref", "ours cached")
 TIMED = "product"  # the large matrix product, timed among the steps
-APART = ("memory", "agreement")  # not raced
+TRUTHS = ("agreement", "agreement-real")
+APART = ("memory", *TRUTHS)  # not raced
 
 # --- what is compared ---------------------------------------------------------------------------------------------------
 
@@ -159,7 +160,7 @@ def help_texts(pairs: int, longest: int = 2048, shortest: int = 1024) -> Callabl
 
 
 def rows(tiny: bool = False) -> dict[str, list[Row]]:
-    """Names as the command line takes them, each one or several rows; `memory` and `agreement` are measured in ways of their own."""
+    """Names as the command line takes them, each one or several rows; those in APART are measured in ways of their own."""
 
     def equal(prompt: int, response: int, pairs: int, ref: tuple[float, float], cached: tuple[float, float]) -> Row:
         goals = Goal("ours ref", *ref), Goal("ours cached", *cached)
@@ -204,7 +205,7 @@ def rows(tiny: bool = False) -> dict[str, list[Row]]:
         ],
         "ratings": [
             Row("real model and ratings, 8 pairs, all weights", ratings(8), (Goal("ours ref", 4, None, "trl default"),), None, varied=True),
-            Row("the same, last four layers", ratings(8), (), None, 4, varied=True),
+            Row("the same, last four layers", ratings(8), (Goal("ours ref", 4, None, "trl default"),), None, 4, varied=True),
         ],
         "long": [Row("6 layers, real text, prompts of 1024 to 2048 tokens, 2 pairs", help_texts(2), (), CUT, varied=True, real_text=True)],
         "memory": [Row("6 layers, (128, 512), 1 pair", fixed(128, 512, 1), (Goal("ours ref", 0.35, 0.25),), CUT)],
@@ -213,6 +214,7 @@ def rows(tiny: bool = False) -> dict[str, list[Row]]:
             for name, precision, goals in (("fp32", "float32", (Goal("ours ref", 1e-5, 2e-6),)), ("bf16", "bfloat16", ()))
             for p, c in ((64, 64), (512, 128), (128, 512))
         ],
+        "agreement-real": [Row("real model and ratings, fp32, 8 pairs", ratings(8), (Goal("ours ref", 1e-5, 2e-6),), None)],
     }
     return {name: [smaller(row) for row in some] for name, some in found.items()} if tiny else found
 
@@ -504,9 +506,9 @@ def tables(kept: dict[str, Any]) -> list[str]:
         lines += [*(line for row, one in raced for line in lines_of(row, one)), ""]
     if "memory" in kept:
         lines += [*memory_lines(*found["memory"][0]), ""]
-    if "agreement" in kept:
+    if exact := [one for name in TRUTHS for one in found.get(name, [])]:
         lines += ["| against float64 | contestant | asked | gradient error | verdict | loss error |", "|---" * 6 + "|"]
-        lines += [*(line for row, one in found["agreement"] for line in truth_lines(row, one)), ""]
+        lines += [*(line for row, one in exact for line in truth_lines(row, one)), ""]
     lines += ["| rows | repeats | load average, start and end | commit | command |", "|---" * 5 + "|"]
     for name, entry in kept.items():
         here = entry["conditions"]
@@ -552,7 +554,7 @@ def measure(name: str, repeats: int, others: int, wanted: Sequence[str], tiny: b
     some = rows(tiny)[name]
     if name == "memory":
         return [peaks(row, 1 if tiny else min(repeats, 3), wanted, tiny) for row in some]
-    if name == "agreement":
+    if name in TRUTHS:
         return [truths(row, wanted) for row in some]
     return [compare(row, repeats, others, wanted) for row in some]
 
