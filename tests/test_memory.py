@@ -14,7 +14,7 @@ import torch
 from conftest import Run
 from preftune import api, methods
 from preftune.learner import GradientLearner
-from preftune.policies.text import memory
+from preftune.policies.text import attention_cpu, memory
 from preftune.policies.text.logprob import consecutive
 from preftune.policies.text.memory import Footprint
 from preftune.policies.text.model import enable_checkpointing, load
@@ -53,19 +53,24 @@ def llama_folder(folder: Path, *, layers: int, width: int, heads: int, kv_heads:
     [("float32", {}), ("mixed", {"dtype": "bfloat16"}), ("bfloat16", {"dtype": "bfloat16", "masters": False})],
     ids=["float32", "mixed", "bfloat16"],
 )
-def test_a_llama_keeps_what_the_formula_says(precision: str, how: dict[str, Any], change: dict[str, int], tmp_path: Path) -> None:
-    """To the byte, but for the first layer: autograd keeps no first input that the embedding's gradient could do without in 16 bits."""
+def test_a_llama_keeps_what_the_formula_says(
+    precision: str, how: dict[str, Any], change: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte; to the first layer some of what is outside the layers is added, such as the angles of the positions."""
+    monkeypatch.setattr(attention_cpu, "LONG", 0)  # attention by blocks for short sequences too
     shape = SHAPE | change
-    found = memory.count(load(llama_folder(tmp_path, **shape), device="cpu", **how).network)  # type: ignore[arg-type]
+    network = load(llama_folder(tmp_path, **shape), device="cpu", **how).network  # type: ignore[arg-type]
+    found = memory.count(network)
+    assert network.engine == "fast"
     paper = memory.llama(**shape, tied=True, precision=precision)  # type: ignore[arg-type]
-    assert found.layers[1:] == pytest.approx(paper.layers[1:], rel=1e-3)
+    assert found.layers[1:] == paper.layers[1:]
     for name in ("weights", "trained", "gradients", "largest", "entrance", "around", "casts", "vocabulary", "head_trains", "size"):
         assert getattr(found, name) == getattr(paper, name), name
 
 
 def test_what_is_frozen_keeps_nothing_and_an_adapter_more_than_its_layer_alone() -> None:
     full, last, lora = (memory.count(tiny_policy(train).network).layers for train in ("full", 1, "lora"))
-    assert last[:2] == (0, 0) and 0 < last[2] <= full[2]
+    assert last[:2] == (0, 0) and last[2] > 0 and all(layer > 0 for layer in full)
     assert all(layer > 0 for layer in lora)
 
 
@@ -96,7 +101,7 @@ def planned(gb: float, found: Footprint = PAPER, **changes: Any) -> memory.Memor
 
 
 def test_the_peak_is_the_sum_of_its_parts_and_stays_within_the_memory() -> None:
-    for gb in (2.5, 3, 4, 6, 8):
+    for gb in (1.5, 2, 3, 6, 12):
         plan = planned(gb)
         parts = ("weights", "gradients", "optimiser", "copies", "states", "passing", "activations", "holes")
         assert plan.peak == sum(getattr(plan, part) for part in parts)
@@ -104,26 +109,26 @@ def test_the_peak_is_the_sum_of_its_parts_and_stays_within_the_memory() -> None:
 
 
 def test_layers_are_checkpointed_only_where_memory_asks_for_it_and_no_more_than_it_asks_for() -> None:
-    plans = [planned(gb) for gb in (40, 4, 3, 2.5, 2.3)]
+    plans = [planned(gb) for gb in (40, 2.2, 1.9, 1.7, 1.5)]
     again = [plan.checkpointed for plan in plans]
     assert again[0] == 0 and again == sorted(again) and again[-1] > 0
     assert plans[0].tokens == 8192
-    for gb, plan in zip((40, 4, 3, 2.5, 2.3), plans, strict=True):
+    for gb, plan in zip((40, 2.2, 1.9, 1.7, 1.5), plans, strict=True):
         assert plan.tokens >= memory.LEAST
         if plan.checkpointed:
             assert planned(gb, checkpointing=plan.checkpointed - 1).tokens < memory.LEAST
 
 
 def test_more_memory_never_means_fewer_tokens_at_as_many_checkpointed_layers() -> None:
-    budgets = [planned(gb, checkpointing=0).tokens for gb in (2.5, 3, 4, 5, 6)]
+    budgets = [planned(gb, checkpointing=0).tokens for gb in (2, 3, 4, 5, 6)]
     assert budgets == sorted(budgets) and budgets[0] < budgets[-1]
 
 
 def test_the_longest_row_always_fits_into_the_budget_and_says_so_where_memory_does_not_hold_it() -> None:
-    plan = planned(2.0, longest=5000)
+    plan = planned(1.2, longest=5000)
     assert plan.tokens == 5000 and plan.checkpointed == plan.layers and not plan.fits
     advice = memory.relief(plan, PAPER.trained)
-    assert f"needs {plan.peak / 1e9:.2f} GB" in advice and "2.00 GB can be had" in advice
+    assert f"holds {plan.peak / 1e9:.1f} GB" in advice and "5000 tokens" in advice and "1.2 GB can be had" in advice
     assert "adamw8bit" in advice and "train=lora" in advice and "max_response" in advice
 
 
@@ -230,7 +235,7 @@ def test_little_memory_checkpoints_layers_and_leads_to_the_same_weights(world: P
     """The model is tiny, so the limit is: just below what a budget worth a pass takes with nothing computed again."""
     found = memory.count(tiny_policy().network)
     fixed = found.weights + found.gradients + 8 * found.trained + found.gradients + found.largest
-    limit = (fixed + (1 + memory.HOLES) * found.activations(memory.LEAST, 1)) / 1e9
+    limit = (fixed + (1 + memory.HOLES) * found.activations(memory.LEAST, 1) + 1000) / 1e9
     free, tight = begin(world, "free"), begin(world, "tight", memory_gb=limit)
     assert free.policy.network.checkpointing == 0 and tight.policy.network.checkpointing == 1  # type: ignore[attr-defined]
     for name, value in free.policy.state().items():
@@ -238,7 +243,7 @@ def test_little_memory_checkpoints_layers_and_leads_to_the_same_weights(world: P
 
 
 def test_a_limit_that_the_model_cannot_meet_is_refused_with_numbers(world: Path) -> None:
-    with pytest.raises(PreftuneError, match=r"memory_gb is 0\.0001: the plan needs 0\.00 GB.*train=lora saves"):
+    with pytest.raises(PreftuneError, match=r"but 0\.1 MB can be had on cpu, needed a step that fits; .*train=lora about"):
         begin(world, "run", memory_gb=1e-4)
 
 

@@ -538,11 +538,11 @@ def _memory(
         most=most,
         longest=longest,
         filled=min(most, rows * longest),
-        checkpointing=network.checkpointing,
+        checkpointing=network.checkpointing if network.checkpointing is not None or memory.repeatable(network) else 0,
         device=str(network.device),
     )
     if not found.fits and given:
-        raise PreftuneError(f"memory_gb is {config.memory_gb:g}: {memory.relief(found, held.trained)}")
+        raise PreftuneError(memory.relief(found, held.trained))
     found.applies(network)
     return found, [*([memory.relief(found, held.trained)] if not found.fits else []), *memory.told(found)]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROBE = 24  #          tokens of a prompt, and of each of the two responses behind it, that are counted
 USED = 0.9  #          share of the free memory that is planned with: allocators leave gaps
 LEAST = 1024  #        tokens: rather compute activations of some layers again than go below
-HOLES = 0.3  #         of the activations, that a C library's heap holds besides on a CPU: freed blocks between blocks in use
+HOLES = 0.6  #         of the activations, that the C library holds besides on a CPU: freed blocks between blocks in use
 LIMIT = Path("/sys/fs/cgroup")
 
 
@@ -174,17 +174,19 @@ def plan(
 
 def relief(made: MemoryPlan, trained: int) -> str:
     """What would make a plan smaller that does not fit, with numbers."""
-    gb = lambda count: f"{count / 1e9:.2f} GB"
-    over = [f"the plan needs {gb(made.peak)}, but {gb(made.available)} can be had on {made.device}"]
+    size = lambda count: f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
     ways = []
     if made.optimiser > 4 * trained:
-        ways.append(f"optimiser=adamw8bit saves {gb(made.optimiser - round(2.03 * trained))}")
+        ways.append(f"optimiser=adamw8bit saves {size(made.optimiser - 2.03 * trained)}")
     if made.gradients > made.weights // 2:
-        ways.append(f"train=lora saves about {gb(made.gradients + made.optimiser + made.copies)}, a quantised base (quantize=4) more")
+        ways.append(f"train=lora about {size(made.gradients + made.optimiser + made.copies)}, and a quantised base (quantize=4) more")
     if made.checkpointed < made.layers:
-        ways.append(f"checkpointing=true saves about {gb(made.activations - made.activations * 2 // (made.layers + 1))}")
-    ways.append(f"shorter max_prompt or max_response save {gb(made.per_token * 1000)} for every 1000 tokens of the longest row")
-    return "; ".join(over + ways)
+        ways.append("checkpointing=true most of the activations")
+    ways.append(f"shorter max_prompt or max_response {size(made.per_token * 1000)} for every 1000 tokens of the longest row")
+    return (
+        f"a step holds {size(made.peak)}, of which {size(made.activations + made.holes)} are activations of {made.expected} tokens, but "
+        f"{size(made.available)} can be had on {made.device}, needed a step that fits; {', '.join(ways)}"
+    )
 
 
 def told(made: MemoryPlan) -> list[str]:
@@ -308,8 +310,15 @@ def apart(network: Network) -> Iterator[None]:
 
 
 def layers_of(decoder: nn.Module) -> Sequence[nn.Module]:
-    """The repeated blocks of a decoder; empty where they are no list of modules."""
-    return next((list(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), [])
+    """The repeated blocks of a decoder; the decoder itself where they are no list of modules."""
+    return next((list(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), [decoder])
+
+
+def repeatable(network: Network) -> bool:
+    """Whether the layers can compute their activations again."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return all(isinstance(layer, GradientCheckpointingLayer) for layer in layers_of(network.parts["decoder"]))
 
 
 PRECISIONS = {  # bytes of a weight, of its gradient, of its cast; of d in a layer's activations, and of any other number there
@@ -330,30 +339,29 @@ def llama(
     vocabulary: int,
     tied: bool = False,
     precision: str = "float32",
-    behind: float = 4 / 3,
 ) -> Footprint:
-    """A Llama-shaped model on paper, trained whole, with packs and an attention that keeps no scores.
+    """A Llama-shaped model on paper, trained whole, with packs and an attention that keeps what comes in and what goes out.
 
     A token's activations in a layer (d width, q = heads * head_dim, k = kv_heads * head_dim, f ffn), in float32 4 bytes each:
-        two norms       2 (3 d + 1)            what comes in, its scale, the normalised, and that times the weight
-        attention       3 q + 2 k + heads      q, k and v after rotation, the output by piece and as one, the log-sum-exp of every head
-                        + 2 k behind           keys and values of [prompt | response] again: `behind` is sum (P + C) / (P + sum C)
-        gated linear    4 f                    gate, its SiLU, up, their product
-    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32. Scales and
-    log-sum-exps are always in float32.
+        two norms       2 (3 d + 1)    what comes in, its scale, the normalised, and that times the weight
+        attention       2 q + 2 k      q, k and v after rotation, and the output
+        gated linear    4 f            gate, its SiLU, up, their product
+    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32; the scales always.
+    Flash kernels keep a log-sum-exp of every head besides, and where they run piece by piece the keys and values of
+    [prompt | response] again; `count` sees that.
     """
     weight, gradient, cast, norms, inner = PRECISIONS[precision]
     q, k = heads * head_dim, kv_heads * head_dim
     block, table = 2 * width * (q + k) + 3 * width * ffn, vocabulary * width
     numbers = layers * (block + 2 * width) + width + (1 if tied else 2) * table
-    layer = norms * width + 8 + inner * (3 * q + 2 * k * (1 + behind) + 4 * ffn) + 4 * heads
+    layer = norms * width + 8 + inner * (2 * q + 2 * k + 4 * ffn)
     size = 4 if precision == "float32" else 2
     return Footprint(
         weights=weight * numbers,
         trained=numbers,
         gradients=gradient * numbers,
         largest=gradient * table,
-        layers=(layer,) * layers,
+        layers=(float(layer),) * layers,
         entrance=float(size * width),
         around=12.0 * width,
         casts=cast * (block * layers + table),

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
-from .cache import CachedReference, cache_folder
+from .cache import CachedReference, LogpCache, cache_folder, remember
 from .generate import generate, step
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
-from .memory import layers_of
+from .memory import layers_of, repeatable
 from .mixture import TextMixture
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
 
@@ -53,12 +53,31 @@ class TextPolicy:
         self.heads: dict[str, PooledHead] = {}  # of a method, while it trains; frozen copies have none
         self.hashed: str | None = None
         self.max_new_tokens = 64  # of a sample, where the caller does not say
+        self.keeping: LogpCache | None = None  # what takes the log-probs of samples, while it does
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
-        return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
+        found = self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})
+        if self.keeping is not None:
+            remember(self, rows.replace(response=found, present=None), self.keeping)
+        return found  # type: ignore[no-any-return]
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """The log-probs of samples drawn inside are kept on disk, where a reference of these weights finds them: where it is the policy
+        that a round began with, it needs no pass of its own."""
+        self.keeping = LogpCache()
+        try:
+            yield
+        finally:
+            self.keeping.close()
+            self.keeping = None
+
+    def cached(self) -> CachedReference:
+        """The same, its log-probs kept on disk."""
+        return CachedReference(self)
 
     def step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """What `generate.step` gives, for a sample under way: the parameters in the module are those that are there."""
@@ -668,7 +687,7 @@ def enable_checkpointing(network: Network, count: int) -> None:
     """Compute the activations of the lowest `count` layers that train again in the backward pass: when their turn comes, what the
     layers above kept is gone."""
     layers = layers_of(network.parts["decoder"])[network.cut :]
-    if count and not (layers and all(hasattr(layer, "gradient_checkpointing") for layer in layers)):
+    if count and not repeatable(network):
         raise PreftuneError(
             f"checkpointing was asked for, but {type(network.lm).__name__} does not support it; leave it out or choose a smaller batch"
         )
