@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         processes.say_once(traceback.print_exc)
         sys.exit(1)
+    finally:
+        processes.stop()
 
 
 def _refuse(message: str, json: bool) -> None:
