@@ -162,8 +162,8 @@ def train(
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
         beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
-        measure = partial(_measure, policy, reference, held_out, prompts, judges, config, beta, decoding, key.fold("samples"))
-        before = measure()
+        measure = lambda of: _measure(of, reference, held_out, prompts, judges, config, beta, decoding, key.fold("samples"))
+        before = measure(reference if hasattr(reference, "hits") else policy)  # the same weights, whose log-probs are kept
         outcome = training.run(
             policy,
             composed,
@@ -192,7 +192,7 @@ def train(
                 best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
                 policy.load(checkpoint.load(best)["policy"])
                 log.say(f"the model is that of step {outcome.best}, the best by {config.early_stop}")
-            after = measure()
+            after = measure(policy)
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)
         hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
