@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from preftune.policies.text import CachedReference, LogpCache, cache_folder
-from preftune.types import Policy, PreftuneError, Rows
+from preftune.types import Key, Policy, PreftuneError, Rows
+from test_text_policy import step
 from text_fixtures import Record, tiny_model, tiny_policy, tiny_records
 
 
@@ -174,3 +176,33 @@ def test_the_place_is_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if sys.platform == "linux":
         assert cache_folder() == tmp_path / "xdg" / "preftune"
+
+
+def test_log_probs_from_sampling_serve_a_reference_of_the_same_weights_without_a_pass() -> None:
+    policy = tiny_policy()
+    rows, _ = policy.encode(tiny_records())
+    with policy.remembering():
+        y = policy.sample(rows, 3, Key.of(0), max_new_tokens=12)
+    drawn = rows.replace(response=y, present=None)
+    reference = policy.copy().cached()
+    found = reference.score(drawn).logp
+    assert reference.misses == 0 and reference.hits == 15
+    torch.testing.assert_close(found, policy.copy().score(drawn).logp, rtol=0, atol=1e-4)
+    step(policy, rows)
+    moved = policy.copy().cached()
+    moved.score(drawn)
+    assert moved.hits == 0  # other weights
+
+
+def test_log_probs_from_sampling_that_disagree_with_scored_ones_are_not_kept(tmp_path: Path) -> None:
+    """Off by a hundredth of a nat a token, as an engine of another precision is."""
+    from preftune.policies.text.cache import remember
+
+    policy = tiny_policy()
+    rows, _ = policy.encode(tiny_records())
+    y = policy.sample(rows, 2, Key.of(0), max_new_tokens=12)
+    off = replace(y, logp=tuple(tuple(tuple(v + 0.01 for v in values) for values in row) for row in y.logp))  # type: ignore[union-attr]
+    cache = LogpCache(tmp_path / "c.sqlite")
+    before = len(cache)
+    assert not remember(policy, rows.replace(response=off, present=None), cache) and len(cache) == before
+    assert remember(policy, rows.replace(response=y, present=None), cache) and len(cache) > before

@@ -20,7 +20,7 @@ import torch
 
 from ...types import Key, PreftuneError, Rows, Scored, Want
 from .logprob import Measured, assemble, engine, pairs_of
-from .tokens import Shifted, Tokens, token_digest
+from .tokens import Pair, Shifted, Tokens, token_digest
 
 if TYPE_CHECKING:
     from .mixture import TextMixture
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LIMIT = 2 << 30  # bytes
 PATIENCE = 60.0  # seconds to wait for another process's lock
+AGREE = 1e-3  #     nats a token by which log-probs from sampling may differ from scored ones and stand for them
+CHECKED = 4  #      responses of a sample that are scored to find out
 
 
 def cache_folder() -> Path:
@@ -144,6 +146,25 @@ def checksum(key: bytes, blob: bytes) -> bytes:
     return hashlib.blake2b(key + blob, digest_size=8).digest()
 
 
+@torch.no_grad()
+def remember(policy: TextPolicy, rows: Rows, cache: LogpCache) -> bool:
+    """Keep the log-probs of sampled responses for a reference with the weights that drew them, unless the first few of them differ
+    from scored ones by more than `AGREE`: sampling computes with other shapes, in 16 bits with other digits."""
+    kept = [torch.tensor(values) for row in rows.response.logp for values in row]
+    pairs = pairs_of(rows, policy.bos)
+    scored = policy.token_logps(pairs[:CHECKED])
+    if any((a - b.cpu()).abs().max() > AGREE for a, b in zip(kept, scored, strict=False)):
+        return False
+    cache.put(dict(zip(keys_of(policy, pairs), kept, strict=True)))
+    return True
+
+
+def keys_of(policy: TextPolicy, pairs: Sequence[Pair]) -> list[bytes]:
+    """16 bytes for each (prompt, response): the weights, the engine with its versions and precision, and all tokens."""
+    head = f"{policy.fingerprint()} {engine(policy.network)}".encode()
+    return [hashlib.blake2b(head + token_digest(*pair), digest_size=16).digest() for pair in pairs]  # type: ignore[arg-type]
+
+
 class CachedReference:
     """A frozen text policy whose scores are read from a cache where they are known. Bit for bit the policy's own numbers.
 
@@ -160,11 +181,6 @@ class CachedReference:
         self.uniform, self.independent, self.tokenizer = policy.uniform, policy.independent, policy.tokenizer
         self.hits = self.misses = 0
 
-    def keys(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[bytes]:
-        """16 bytes for each (prompt, response); see the class."""
-        head = f"{self.policy.fingerprint()} {engine(self.policy.network)}".encode()
-        return [hashlib.blake2b(head + token_digest(*pair), digest_size=16).digest() for pair in pairs]
-
     @torch.no_grad()
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """As TextPolicy.score, without gradient. The cache holds log-probs of clean prompts: all else is computed."""
@@ -172,7 +188,7 @@ class CachedReference:
         clean = [(prompt, response) for prompt, response in pairs if not isinstance(prompt, Shifted)]
         if {"states", "collision"} & set(wants) or len(clean) < len(pairs):
             return self.policy.score(rows, wants)
-        keys = self.keys(clean)
+        keys = keys_of(self.policy, clean)
         known = self.cache.get(keys)
         missing = {key: pair for key, pair in zip(keys, clean, strict=True) if key not in known}
         self.hits += len(keys) - len(missing)

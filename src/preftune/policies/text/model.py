@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
-from .cache import CachedReference, cache_folder
+from .cache import CachedReference, LogpCache, cache_folder, remember
 from .generate import generate, step
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
 from .memory import layers_of, repeatable
@@ -53,12 +53,31 @@ class TextPolicy:
         self.heads: dict[str, PooledHead] = {}  # of a method, while it trains; frozen copies have none
         self.hashed: str | None = None
         self.max_new_tokens = 64  # of a sample, where the caller does not say
+        self.keeping: LogpCache | None = None  # what takes the log-probs of samples, while it does
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
-        return self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})  # type: ignore[no-any-return]
+        found = self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})
+        if self.keeping is not None:
+            remember(self, rows.replace(response=found, present=None), self.keeping)
+        return found  # type: ignore[no-any-return]
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """The log-probs of samples drawn inside are kept on disk, where a reference of these weights finds them: where it is the policy
+        that a round began with, it needs no pass of its own."""
+        self.keeping = LogpCache()
+        try:
+            yield
+        finally:
+            self.keeping.close()
+            self.keeping = None
+
+    def cached(self) -> CachedReference:
+        """The same, its log-probs kept on disk."""
+        return CachedReference(self)
 
     def step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """What `generate.step` gives, for a sample under way: the parameters in the module are those that are there."""
