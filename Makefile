@@ -1,6 +1,7 @@
 # make quickstart   align a real language model on real human ratings, from nothing
 # make test         the default suite;  make slow: the long tests;  make lint;  make types;  make wheel
 # make docs         write docs/methods.md from the methods
+# make bench        an environment that holds TRL too, for benchmarks/vs_trl.py
 # Choose the interpreter with `make PYTHON=python3.12 ...` and the environment's place with VENV=...
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 TESTING = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: quickstart install dev test slow lint types docs wheel clean
+.PHONY: quickstart install dev test slow lint types docs bench wheel clean
 
 quickstart: install
 	$(BIN)/preftune quickstart
@@ -46,6 +47,14 @@ types: dev
 
 docs: install
 	$(BIN)/preftune show --docs docs/methods.md
+
+bench: .venv-bench/.installed-trl
+
+# TRL needs what preftune needs, at the same versions, and two packages more; preftune never needs TRL.
+.venv-bench/.installed-trl: pyproject.toml constraints.txt benchmarks/trl-requirements.txt
+	$(MAKE) install VENV=.venv-bench
+	.venv-bench/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r benchmarks/trl-requirements.txt
+	touch $@
 
 wheel: dev
 	$(BIN)/python -m build --wheel --outdir dist .

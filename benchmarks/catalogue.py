@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from section import write_around
 from small_model import PROMPTS, RECIPE, small_model
 
 import preftune
@@ -365,7 +366,7 @@ def main() -> None:
             print(
                 f"{name:20} {told}  judge {found['judge']:+.3f} +- {found['judge_se']:.3f}  {drift}  {found['seconds']:.0f} s", flush=True
             )
-    options.out.write_text(page(kept))
+    write_around(options.out, page(kept))
 
 
 if __name__ == "__main__":

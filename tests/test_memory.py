@@ -78,7 +78,7 @@ def test_counting_leaves_no_trace() -> None:
     policy = tiny_policy(1, checkpointing=2)
     before = policy.state()
     memory.count(policy.network)
-    assert not policy.network.store.kept and policy.network.checkpointing == 2 and policy.network.tokens_per_batch == 1024
+    assert not policy.network.store.kept and policy.network.checkpointing == 2 and policy.network.tokens_per_batch == 2048
     assert all(torch.equal(value, before[name]) for name, value in policy.state().items())
     assert all(p.grad is None for p in policy.parameters())
 
@@ -226,7 +226,7 @@ def begin(world: Path, name: str, **settings: Any) -> api.Run:
 def test_a_run_writes_its_plan_and_a_resumed_one_works_by_it(world: Path) -> None:
     run = begin(world, "run", steps=4, callbacks=[lambda event: event.step == 2])
     written = json.loads((run.folder / "config.json").read_text())
-    assert written["memory"]["tokens"] == run.policy.network.budget == 1024  # type: ignore[attr-defined]
+    assert written["memory"]["tokens"] == run.policy.network.budget == 2048  # type: ignore[attr-defined]
     written["memory"] |= {"tokens": 77, "checkpointed": 2}
     (run.folder / "config.json").write_text(json.dumps(written))
     seen = []
@@ -258,7 +258,7 @@ def test_a_limit_that_the_model_cannot_meet_is_refused_with_numbers(world: Path)
 def test_a_dry_run_prints_the_plan(preftune: Run, world: Path) -> None:
     command = ["train", "dpo", "--model", str(world / "model"), "--data", str(world / "pairs.jsonl"), "--dry-run"]
     told = preftune(*command)[1]
-    for word in ("weights", "gradients", "optimiser", "copies", "activations", "expected peak", "up to 1024 tokens", "0 of 3 layers"):
+    for word in ("weights", "gradients", "optimiser", "copies", "activations", "expected peak", "up to 2048 tokens", "0 of 3 layers"):
         assert word in told
     found = json.loads(preftune(*command, "--set", "optimiser=sgd", "--load", "checkpointing=2", "--json")[1])
     assert found["memory"]["optimiser"] == 0 and found["memory"]["checkpointed"] == 2

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from architectures import ARCHITECTURES, REFUSED, architecture
+from preftune.policies.text import load
 from preftune.policies.text.tokens import TextResponses
 from preftune.types import Rows
-from text_fixtures import tiny_policy
+from text_fixtures import tiny_folder, tiny_policy
 
 
 def rows_of(*groups: tuple[int, Sequence[int]], seed: int = 0) -> Rows:
@@ -62,3 +64,10 @@ def test_what_packs_do_not_suit_is_run_by_whole_sequences_and_says_so(name: str)
     policy = tiny_policy(model=architecture(name))
     assert policy.network.engine == "plain" and "one row per response" in policy.network.engine_note
     assert torch.isfinite(policy.score(ROWS).logp).all()
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_packs_are_used_in_bfloat16_too(tmp_path: Path, train: str) -> None:
+    """Under autocast the states are float32 but no more exact than the products: another order of the sums is no reason to fall back."""
+    policy = load(tiny_folder(tmp_path, width=128, layers=4), dtype="bfloat16", device="cpu", train=train)
+    assert policy.network.engine == "fast", policy.network.engine_note

@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import checkpoint, provenance, training
+from . import checkpoint, processes, provenance, training
 from . import evaluation as measures
+from .judges.shared import shared
 from .learner import ROWS, GradientLearner
 from .log import Log, write_whole
 from .optimisers import OPTIMISERS
@@ -113,14 +114,16 @@ def train(
     settings  hyperparameters of the method and fields of TrainConfig, by name
 
     The run folder holds config.json, metrics.jsonl, checkpoints, model, evaluation.json, samples.jsonl and report.html.
+    Of several processes, as `torchrun` and `accelerate launch` start them, each calls this with the same arguments; see docs/scale.md.
     """
+    processes.start()
     chosen = prepare(method, settings)
     composed, name, config, hyperparameters = chosen.method, chosen.name, chosen.config, chosen.hyperparameters
-    folder = Path(out) if out else Path("runs") / f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(out) if out else Path("runs") / processes.same(f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume:
-        _fresh(folder)
+        processes.once(lambda: _fresh(folder))
     _asks_a_judge(chosen, judge)
-    judges = [] if judge is None else [resolve_judge(judge)]
+    judges = [] if judge is None else [shared(resolve_judge(judge))]
     given = {"model": model, "method": method, "data": data, "test": test, "judge": judge}
     how = {"load": dict(load or {}), "read": dict(read or {})}
     call = {**how, "max_prompt": max_prompt, "max_response": max_response, "samples": samples, "decoding": decoding}
@@ -146,12 +149,14 @@ def train(
     }
     memory, more = _memory(policy, composed, feed, config, _written(folder) if resume else None)
     described["memory"] = None if memory is None else dataclasses.asdict(memory)
-    folder.mkdir(parents=True, exist_ok=True)
+    processes.once(lambda: folder.mkdir(parents=True, exist_ok=True))
+    if not folder.is_dir():
+        raise PreftuneError(f"{folder} is not there on every machine, needed a folder that all processes share; choose another --out")
     key = Key.of(config.seed)
     reference = _reference(policy, composed)
     total, _, _ = training.plan(composed, len(feed), config)
     with _alone(folder), closing(Log(folder, total, tracker=config.tracker, progress=progress, config=described["train"])) as log:
-        if not resume or not (folder / "config.json").exists():
+        if processes.first() and not (resume and (folder / "config.json").exists()):
             write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
         for note in chosen.notes + extra + _derived(policy, reference) + more:
             log.say(note)
@@ -174,12 +179,14 @@ def train(
             identity={part: described[part] for part in ("method", "hyperparameters", "data_fingerprint")} | {"batch": config.batch},
             resume=resume,
         )
-        write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))  # a resumed run may have other settings
+        if processes.first():
+            write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))  # a resumed run may have other settings
         result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
         for note in _encoded(result.counts):
             log.say(note)
-        if getattr(reference, "hits", 0):
-            log.say(f"{reference.hits} of {reference.hits + reference.misses} reference log-probs came from the cache")
+        hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
+        if hits:
+            log.say(f"{hits} of {hits + misses} reference log-probs came from the cache")
         if outcome.stopped != "interrupted":
             if config.early_stop and outcome.best not in (None, outcome.steps):
                 best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
@@ -188,7 +195,8 @@ def train(
             after = measure()
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)
-        result.cache = {name: getattr(reference, name, 0) for name in ("hits", "misses")}
+        hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
+        result.cache = {"hits": hits, "misses": misses}
     return result
 
 
@@ -344,6 +352,8 @@ def load_policy(model: Any, **options: Any) -> Any:
     if not isinstance(model, str | Path):
         if options:
             raise PreftuneError(f"load options {options} were given for a model that is loaded already; give its folder, or no options")
+        if processes.sharding() and hasattr(model, "network") and model.network.shards is None:
+            model.network.shard()
         return model
     from .policies.text.model import load
 
@@ -380,7 +390,8 @@ def _open(
     notes += unusable
     if test is not None:
         test, _ = usable(test, columns, *labels)
-    policy = load_policy(model, **{"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {})
+    options = {"seed": seed, **(load or {})} if isinstance(model, str | Path) else load or {}
+    policy: Any = processes.in_turn(lambda: load_policy(model, **options), one_by_one=processes.sharding())
     notes += _slow(policy)
     if max_response is not None:
         policy.max_new_tokens = max_response  # self-play writes no longer than what is learned from
@@ -419,6 +430,8 @@ def _derived(policy: Any, reference: Any) -> list[str]:
     notes = [f"{trained:,} parameters train, on {network.device} in {str(network.dtype).removeprefix('torch.')}"]
     if reference is not None:
         notes.append(f"reference: {policy.reference_kind}")
+    if processes.size() > 1:
+        notes.append(f"{processes.size()} processes, {'the weights in shards' if network.shards else 'each with all weights'}")
     fallen = [network.engine_note] if network.engine_note.startswith("plain:") else []
     return [*notes, *fallen, *([] if policy.trunk_note.startswith("none: every layer") else [policy.trunk_note])]
 
@@ -467,10 +480,16 @@ def _source(value: Any) -> str | None:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a run folder against other processes."""
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise PreftuneError(f"{folder} is written by another process, needed one alone; wait for it, or choose another --out") from error
+
+    def acquire() -> None:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise PreftuneError(
+                f"{folder} is written by another process, needed one alone; wait for it, or choose another --out"
+            ) from error
+
+    processes.once(acquire)
     try:
         yield
     finally:
@@ -631,21 +650,31 @@ def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: M
     from .report.card import model_card
     from .report.page import write as write_page
 
+    if processes.first():
+        _write_told(run, prompts, before, after)
+    if isinstance(run.policy, TabularPolicy):
+        if processes.first():
+            run.model.mkdir(exist_ok=True)
+            write_whole(run.model / "policy.json", json.dumps(run.policy.probabilities().tolist()))
+    else:
+        from .policies.text.model import save
+
+        adapter = hasattr(run.policy.network.module, "peft_config")  # type: ignore[attr-defined]
+        describe = partial(model_card, run.folder, described["model"] or "", method_doc=doc)
+        card = describe(library="peft" if adapter else "transformers") if processes.first() else ""
+        save(run.policy, run.model, card)  # type: ignore[arg-type]
+    if processes.first():
+        write_page(run.folder)
+    processes.barrier()
+
+
+def _write_told(run: Run, prompts: Rows | None, before: Any, after: Any) -> None:
+    """Evaluation and samples."""
     write_whole(run.folder / "evaluation.json", json.dumps(run.evaluation, indent=1))
     if prompts is not None:
         texts = [run.policy.tokenizer.decode(list(p), skip_special_tokens=True) for p in prompts.prompt]  # type: ignore[attr-defined]
         lines = measures.sample_lines(texts, before, after)
         write_whole(run.folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if isinstance(run.policy, TabularPolicy):
-        run.model.mkdir(exist_ok=True)
-        write_whole(run.model / "policy.json", json.dumps(run.policy.probabilities().tolist()))
-    else:
-        from .policies.text.model import save
-
-        adapter = hasattr(run.policy.network.module, "peft_config")  # type: ignore[attr-defined]
-        card = model_card(run.folder, described["model"] or "", method_doc=doc, library="peft" if adapter else "transformers")
-        save(run.policy, run.model, card)  # type: ignore[arg-type]
-    write_page(run.folder)
 
 
 def evaluate(

@@ -1,7 +1,11 @@
 """Checkpoints: everything the next step depends on, in one file, written aside, flushed to disk and renamed.
 
 A folder `step-000050` either is complete or does not exist. Tensors, numbers, strings, lists and dicts only: loading
-never unpickles an object.
+never unpickles an object, which torch's own sharded checkpoints ask for.
+
+Where weights are in shards, every process writes its rows of each such tensor to a file of its own, and `state.pt` says where they
+belong. Any number of processes can read them, each the rows that are its own then; one process, or several that hold whole weights,
+read them all.
 """
 
 from __future__ import annotations
@@ -12,32 +16,61 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from . import processes
 from .types import PreftuneError
 
 STATE, SEAL = "state.pt", "seal.json"
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as folder/step-<step>. A step that is there already was made by the same run and is kept."""
+    """Write `state` as folder/step-<step>. A step that is there already was made by the same run and is kept.
+
+    Of several processes the first one writes what all hold.
+    """
     final = path_of(folder, step)
-    if final.exists():
+    if processes.once(final.exists):
         return final
-    aside = folder / f".writing-{final.name}-{os.getpid()}"
+    aside = processes.once(lambda: _aside(final))
+    shards: list[Tensor] = []
+    plain = _without(state, shards)
+    described = {}
+    if shards:
+        described = dict(processes.gather(_written(aside / _shard(processes.rank(), processes.size()), shards)))
+    processes.once(lambda: _finish(aside, final, {**plain, "rng": rng_state()}, described))
+    return final
+
+
+def _aside(final: Path) -> Path:
+    """A new folder beside the final one."""
+    aside = final.parent / f".writing-{final.name}-{os.getpid()}"
     aside.mkdir(parents=True)
-    torch.save({**state, "rng": rng_state()}, aside / STATE)
-    (aside / SEAL).write_bytes(_seal(aside / STATE))
-    for name in (STATE, SEAL):
-        _flush(aside / name)
+    return aside
+
+
+def _written(file: Path, content: Any) -> tuple[str, dict[str, Any]]:
+    """Write a file to the disk itself; its name and description."""
+    torch.save(content, file)
+    _flush(file)
+    return file.name, _described(file)
+
+
+def _finish(aside: Path, final: Path, state: dict[str, Any], shards: dict[str, Any]) -> None:
+    """Write what is no shard, seal all, and give the folder its name."""
+    name, description = _written(aside / STATE, state)
+    (aside / SEAL).write_text(json.dumps({name: description, **shards} if shards else description), encoding="utf-8")
+    _flush(aside / SEAL)
     _flush(aside)
     os.replace(aside, final)
-    _flush(folder)
-    return final
+    _flush(final.parent)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -45,15 +78,70 @@ def load(path: Path) -> dict[str, Any]:
     found = flaw(path)
     if found:
         raise PreftuneError(f"{path} {found}, needed {STATE} as it was written; remove {path} and resume from an older checkpoint")
-    return torch.load(path / STATE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    names = sorted(name for name in _sealed(path) if name != STATE)
+    pieces = [torch.load(path / name, map_location="cpu", weights_only=True, mmap=True) for name in names]
+    return _with(state, pieces) if pieces else state  # type: ignore[no-any-return]
 
 
 def flaw(path: Path) -> str:
-    """What is wrong with a checkpoint folder; empty where it is sound."""
+    """What is wrong with a checkpoint folder; empty where it is sound. Several processes share the reading."""
     missing = [name for name in (STATE, SEAL) if not (path / name).is_file()]
+    sealed = {} if missing else _sealed(path)
+    missing += sorted(name for name in sealed if not (path / name).is_file())
     if missing:
         return f"lacks {' and '.join(missing)}"
-    return "" if (path / SEAL).read_bytes() == _seal(path / STATE) else f"is corrupt: {STATE} is not the file that {SEAL} describes"
+    names = sorted(sealed)
+    sound = processes.by_row([1.0] * len(names), lambda mine: [_described(path / names[i]) == sealed[names[i]] for i in mine])
+    altered = [name for name, good in zip(names, sound, strict=True) if not good]
+    return f"is corrupt: {' and '.join(altered)} is not the file that {SEAL} describes" if altered else ""
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    """What the seal says of each file; of a seal that cannot be read nothing is true."""
+    try:
+        found = json.loads((path / SEAL).read_bytes())
+    except ValueError:
+        return {STATE: None}
+    return {STATE: found} if "bytes" in found else found
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+HERE = "in shards"  # the key that says: this dict stands for a tensor
+
+
+def _shard(rank: int, size: int) -> str:
+    return f"shard-{rank:05d}-of-{size:05d}.pt"
+
+
+def _without(state: Any, shards: list[Tensor]) -> Any:
+    """The state with numbers in the places of tensors in shards, of which this process's rows are added to the list."""
+    if isinstance(state, dict):
+        return {name: _without(value, shards) for name, value in state.items()}
+    if not processes.sharded(state):
+        return state
+    shards.append(processes.local(state))
+    return {HERE: len(shards) - 1, "shape": list(state.shape)}
+
+
+def _with(state: Any, pieces: Sequence[Sequence[Tensor]]) -> Any:
+    """The state with its tensors back: those rows that belong to this process where weights are in shards, otherwise all."""
+    if not isinstance(state, dict):
+        return state
+    if HERE not in state:
+        return {name: _with(value, pieces) for name, value in state.items()}
+    rows = partial(_rows, [piece[state[HERE]] for piece in pieces])
+    return processes.cut(state["shape"], rows) if processes.sharding() else rows(0, state["shape"][0])
+
+
+def _rows(pieces: Sequence[Tensor], first: int, last: int) -> Tensor:
+    """Some rows of a tensor that lies in pieces, read from no other."""
+    found, at = [pieces[0][:0]], 0
+    for piece in pieces:
+        found.append(piece[max(first - at, 0) : max(last - at, 0)])
+        at += len(piece)
+    return torch.cat(found)
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -61,7 +149,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
     The run is a function of its checkpoint, so an older one leads to the same weights: damaged ones are renamed, not removed.
     """
-    found = {step: flaw(path_of(folder, step)) for step in steps(folder)}
+    found = {step: flaw(path_of(folder, step)) for step in processes.once(lambda: steps(folder))}
     sound = [step for step, what in found.items() if not what]
     if found and not sound:
         flaws = "; ".join(f"step {step} {what}" for step, what in found.items())
@@ -72,8 +160,8 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     notes = []
     for step in [step for step in found if step > sound[-1]]:
         damaged = path_of(folder, step)
-        aside = damaged.with_name(f"damaged-{damaged.name}-{time.time_ns()}")
-        os.replace(damaged, aside)
+        aside = damaged.with_name(f"damaged-{damaged.name}-{processes.same(time.time_ns())}")
+        processes.once(partial(os.replace, damaged, aside))
         notes.append(f"{damaged} {found[step]}; it is now {aside.name}, and the run goes on from step {sound[-1]}, to the same weights")
     return (load(path_of(folder, sound[-1])), notes) if sound else (None, [])
 
@@ -173,11 +261,11 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _seal(path: Path) -> bytes:
+def _described(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, as the seal states them."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest()
-    return json.dumps({"bytes": path.stat().st_size, "blake2b": digest}).encode()
+    return {"bytes": path.stat().st_size, "blake2b": digest}
 
 
 def _flush(path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import processes
 from .numerics import sigmoid
 from .types import Judge, Key, Policy, PreftuneError, Rows, Scored
 
@@ -308,9 +309,9 @@ def held_out(
     parts: list[dict[str, Tensor]] = []
     prompts: list[str] = []
     for batch in [rows] if isinstance(rows, Rows) else rows:
-        scored = policy.score(batch)
+        scored = processes.score(policy, batch)
         if reference is not None:
-            ref_logp = reference.score(batch).logp
+            ref_logp = processes.score(reference, batch).logp
             scored = Scored(rows=batch, logp=scored.logp, ref_logp=ref_logp, length=scored.length)
         parts.append(preference_metrics(scored, beta))
         prompts.extend(map(repr, batch.prompt))
@@ -352,7 +353,7 @@ def on_samples(
         batch = drawn.rows.take(range(start, min(start + chunk, len(drawn.rows))))
         part = {"length": batch.response.length.double()}
         if reference is not None and drawn.plain:
-            part |= kl_estimate(policy.score(batch).logp, reference.score(batch).logp)
+            part |= kl_estimate(*(processes.score(one, batch).logp for one in (policy, reference)))
         parts.append({name: _mean(value, batch.response.law).cpu() for name, value in part.items()})
     if parts:
         statistics |= {name: mean_of(torch.cat([part[name] for part in parts])) for name in parts[0]}

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import processes
 from .api import Composed, Run, prepare, train
 from .evaluation import Evaluation
 from .learner import Diverged
@@ -99,6 +100,11 @@ def sweep(
 
     A run that diverges is noted and the sweep goes on; any other error ends it.
     """
+    if processes.size() > 1:
+        raise PreftuneError(
+            f"a sweep was started in {processes.size()} processes, needed one: its runs are told apart by files; run the sweep in one "
+            "process, or one training run after the other in several"
+        )
     settings = {name: value for name, value in options.items() if name not in ARGUMENTS}
     points = prepared(method, settings, over)  # a wrong value is refused before the first run
     method_name = points[0].chosen.name

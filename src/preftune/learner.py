@@ -3,6 +3,9 @@
 Normalisation, said once: the gradient is that of sum(weight * row) / sum(count) over the GLOBAL batch. Micro-batches add
 up unnormalised gradients and the quotient is taken once at the end, so their number and sizes change nothing. Policies
 whose prompts are independent problems (games) sum over problems instead: the quotient is multiplied by their number.
+
+Several processes are no other case: each makes the gradient of its share of the rows, the gradients add up before the quotient,
+and what was scored is gathered, so that every process takes the same step on the same numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from . import processes
 from .optimisers import make
 from .types import Key, Loss, Method, Metrics, Needs, Objective, Policy, PreftuneError, Roles, Rows, Scored, needs_of
 
@@ -90,19 +94,18 @@ class GradientLearner:
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         self.policy.load(snapshot["policy"])
-        self.optimiser.load_state_dict(_copied(snapshot["optimiser"]))
+        order = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        self.optimiser.load_state_dict(_placed(_copied(snapshot["optimiser"]), order))
         self.steps = snapshot["steps"]
         self.running = {name: tensor.clone() for name, tensor in snapshot["running"].items()}
 
     def descend(self, rows: Rows, *, lr_scale: float = 1.0) -> Metrics:
         self.optimiser.zero_grad(set_to_none=True)
-        scored, losses = self._backward(rows)
-        row = torch.cat([loss.row.detach() for loss in losses])
-        total = float(sum(len(loss.row) if loss.count is None else loss.count.sum() for loss in losses))
+        scored, loss = self._backward(rows)
+        row, total = loss.row, float(len(loss.row) if loss.count is None else loss.count.sum())
         problems = len(set(rows.prompt)) if self.policy.independent else 1
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(problems / total)
+        for gradient in processes.summed_gradients(self.parameters):
+            gradient.mul_(problems / total)
         norm = self._check(rows, row)
         lr = lr_scale * self.lr(self.steps)
         for group in self.optimiser.param_groups:
@@ -110,9 +113,9 @@ class GradientLearner:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)  # what happens between two steps need not hold the gradient
         self.steps += 1
-        self.running |= _running(self.needs, losses)
+        self.running |= _running(self.needs, loss)
         weight = torch.ones_like(row) if rows.weight is None else rows.weight.to(row)
-        return {"loss": float((weight * row).sum() / total), **_means(losses), **drift(scored), "grad_norm": norm, "lr": lr}
+        return {"loss": float((weight * row).sum() / total), **_means(loss), **drift(scored), "grad_norm": norm, "lr": lr}
 
     def place(self, state: Mapping[str, Tensor]) -> None:
         self.policy.load(state)
@@ -142,77 +145,105 @@ class GradientLearner:
         return self.method.objective
 
     def score(self, rows: Rows) -> Scored:
-        """The policy's log-probs, with gradient where enabled, beside the reference's, without."""
-        scored = self.policy.score(rows, self.needs.wants)
+        """The policy's log-probs, with gradient where enabled, beside the reference's, without. The policy comes last: weights in
+        shards stay together from its pass to the backward pass."""
         wants = tuple(want for want in self.needs.wants if want == "segments")
         with torch.no_grad():
             reference = self.roles["reference"].score(rows, wants) if self.needs.reference else None
             other = {name: self.roles[name].score(rows).logp for name in self.needs.other}
-        scored = replace(scored, other=other, running=self.running)
+        scored = replace(self.policy.score(rows, self.needs.wants), other=other, running=self.running)
         if reference is None:
             return scored
         return replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp)
 
     @torch.no_grad()
-    def measure(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
+    def measure(self, rows: Rows) -> tuple[Scored, Loss]:
         """Scores and losses without gradients, micro-batch by micro-batch; as one where the objective couples the batch."""
-        scored = [self.score(part) for part in self.micro(rows)]
+        mine, own = self._share(rows)
+        micro = list(self.micro(own)) if mine else []
         if self.needs.batch:
-            scored = [self._join(rows, scored)]
-        return scored, [self.objective(s) for s in scored]
+            whole = self._scored(rows, mine, micro)
+            return whole, self.objective(whole)
+        parts = [self.score(part) for part in (*micro, *self._idle(rows, len(micro)))][: len(micro)]
+        return self._together(rows, mine, parts, [self.objective(part) for part in parts])
 
-    def _backward(self, rows: Rows) -> tuple[list[Scored], list[Loss]]:
-        """Adds the gradient of sum(weight * row) to the parameters; returns what was scored, without graphs."""
-        micro = list(self.micro(rows))
-        if self.needs.batch and len(micro) > 1:
-            return self._backward_whole(rows, micro)
-        scored, losses = [], []
+    def _backward(self, rows: Rows) -> tuple[Scored, Loss]:
+        """Adds the gradient of sum(weight * row) over this process's share to the parameters; returns what was scored of all rows,
+        without graphs."""
+        mine, own = self._share(rows)
+        micro = list(self.micro(own)) if mine else []
+        if self.needs.batch and not (len(micro) == processes.size() == 1):
+            return self._backward_whole(rows, mine, micro)
+        scored, losses, idle = [], [], self._idle(rows, len(micro))
         for part in micro:
             s = self.score(part)
             loss = self.objective(s)
             _weighted(part, loss).sum().backward()
             scored.append(_detach(s))
             losses.append(_detach_loss(loss))
-        return scored, losses
+        for part in idle:
+            (0 * self.score(part).logp.sum()).backward()
+        return self._together(rows, mine, scored, losses)
 
-    def _backward_whole(self, rows: Rows, micro: list[Rows]) -> tuple[list[Scored], list[Loss]]:
+    def _backward_whole(self, rows: Rows, mine: list[int], micro: list[Rows]) -> tuple[Scored, Loss]:
         """For objectives that couple the batch: score everything first, differentiate second.
 
         The loss is a function of what was scored, so its gradient at these numbers, fed back micro-batch by micro-batch, is
         the gradient of the whole batch; no graph of more than one micro-batch is ever held.
         """
         with torch.no_grad():
-            whole = self._join(rows, [self.score(part) for part in micro])
+            whole = self._scored(rows, mine, micro)
         leaves = _trained(whole)
         for leaf in leaves:
             leaf.requires_grad_()
         loss = self.objective(whole)
         gradients = torch.autograd.grad(_weighted(rows, loss).sum(), leaves, allow_unused=True)
-        sizes = [len(part) for part in micro]
-        split = [(torch.zeros_like(leaf) if g is None else g).split(sizes) for leaf, g in zip(leaves, gradients, strict=True)]
+        sizes, idle = [len(part) for part in micro], self._idle(rows, len(micro))
+        split = [(torch.zeros_like(leaf) if g is None else g)[mine].split(sizes) for leaf, g in zip(leaves, gradients, strict=True)]
         for part, *slices in zip(micro, *split, strict=True):
             again = _trained(self.policy.score(part, self.needs.wants))
             torch.stack([(x * g).sum() for x, g in zip(again, slices, strict=True)]).sum().backward()
-        return [_detach(whole)], [_detach_loss(loss)]
+        for part in idle:
+            (0 * self.policy.score(part, self.needs.wants).logp.sum()).backward()
+        return _detach(whole), _detach_loss(loss)
 
-    def _join(self, rows: Rows, parts: list[Scored]) -> Scored:
-        """The micro-batches of `rows` as one."""
+    def _share(self, rows: Rows) -> tuple[list[int], Rows]:
+        """Which rows this process takes, and these rows."""
+        if processes.size() == 1:
+            return list(range(len(rows))), rows
+        mine = processes.share(processes.costs(rows))
+        return mine, rows.take(mine)
 
-        def cat(values: list[Tensor | None]) -> Tensor | None:
-            known = [value for value in values if value is not None]
-            return torch.cat(known) if known else None
+    def _idle(self, rows: Rows, passes: int) -> list[Rows]:
+        """The passes that other processes make more of: where weights are in shards all must make as many. The cheapest row stands
+        for them, and counts 0."""
+        if not processes.sharding():
+            return []
+        cost = processes.costs(rows)
+        return [rows.take([cost.index(min(cost))])] * (int(processes.largest(passes)) - passes)
 
-        one = parts[0]
-        tensors = {name: cat([getattr(s, name) for s in parts]) for name in TENSORS}
-        heads = {name: torch.cat([s.heads[name] for s in parts]) for name in one.heads}
-        other = {name: torch.cat([s.other[name] for s in parts]) for name in one.other}
-        return Scored(rows, heads=heads, other=other, running=self.running, **tensors)  # type: ignore[arg-type]
+    def _scored(self, rows: Rows, mine: list[int], micro: list[Rows]) -> Scored:
+        """All that is scored of all rows, from the micro-batches of this process and of the others."""
+        parts = [self.score(part) for part in (*micro, *self._idle(rows, len(micro)))][: len(micro)]
+        names = (*TENSORS, "heads", "other")
+        found = processes.gathered(mine, _joined([{name: getattr(part, name) for name in names} for part in parts]))
+        return Scored(rows, running=self.running, **found)
+
+    def _together(self, rows: Rows, mine: list[int], scored: list[Scored], losses: list[Loss]) -> tuple[Scored, Loss]:
+        """What is told of all rows, from the micro-batches of this process and of the others."""
+        table = [
+            {**{name: getattr(s, name) for name in TOLD}, "loss": {"row": loss.row, "metrics": loss.metrics, "count": loss.count}}
+            for s, loss in zip(scored, losses, strict=True)
+        ]
+        found = processes.gathered(mine, _joined(table))
+        loss = Loss(**found.pop("loss"), running=losses[0].running if losses else {})
+        return Scored(rows, **found), loss
 
     def _check(self, rows: Rows, row: Tensor) -> float:
         """Clip, and return the norm before it; raises Diverged with row ids when something is not finite."""
         bad = (~torch.isfinite(row)).nonzero().flatten().tolist()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        norm = processes.norm(gradients)
         if not bad and math.isfinite(norm):
             if self.clip and norm > self.clip:
                 for gradient in gradients:
@@ -253,11 +284,33 @@ def _copied(state: Any) -> Any:
     return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
+def _placed(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """An optimiser's state with each moment in shards where its parameter is, and whole where that is whole."""
+
+    def like(value: Any, parameter: Tensor) -> Any:
+        return processes.like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+
+    slots = {i: {name: like(value, parameters[i]) for name, value in slot.items()} for i, slot in state["state"].items()}
+    return {**state, "state": slots}
+
+
 def _weighted(rows: Rows, loss: Loss) -> Tensor:
     return loss.row if rows.weight is None else loss.row * rows.weight.to(loss.row)
 
 
 TENSORS = ("logp", "ref_logp", "length", "segment_logp", "segment_ref_logp", "states", "collision")
+
+
+TOLD = ("logp", "ref_logp", "length")  # what `drift` reads
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Micro-batches as one: tensors [B, ...], None, and dicts of these."""
+    if not parts or parts[0] is None:
+        return None
+    if isinstance(parts[0], dict):
+        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _trained(s: Scored) -> list[Tensor]:
@@ -266,18 +319,20 @@ def _trained(s: Scored) -> list[Tensor]:
 
 
 def _groups(parameters: list[Tensor]) -> list[dict[str, Any]]:
-    """Optimiser groups by precision and by the scale of the learning rate, which heads carry as an attribute; others have 1."""
-    kind = lambda p: (getattr(p, "lr_scale", 1.0), str(p.dtype))
-    return [{"params": [p for p in parameters if kind(p) == one], "lr_scale": one[0]} for one in sorted({kind(p) for p in parameters})]
+    """Optimiser groups by precision and by the scale of the learning rate, which heads carry as an attribute; all else has 1 and
+    groups of its own, since weights may be in shards and heads never are."""
+    kind = lambda p: (getattr(p, "lr_scale", 0.0), str(p.dtype))
+    found = sorted({kind(p) for p in parameters})
+    return [{"params": [p for p in parameters if kind(p) == one], "lr_scale": one[0] or 1.0} for one in found]
 
 
-def _running(needs: Needs, losses: list[Loss]) -> dict[str, Tensor]:
+def _running(needs: Needs, loss: Loss) -> dict[str, Tensor]:
     """The new running statistics. Only an objective that sees the whole batch at once can say them."""
-    if losses[0].running and not needs.batch:
+    if loss.running and not needs.batch:
         raise PreftuneError(
             "the objective returns running statistics but not needs batch=True; micro-batches would change them; declare it"
         )
-    return {name: value.detach() for name, value in losses[0].running.items()}
+    return {name: value.detach() for name, value in loss.running.items()}
 
 
 def _detach(s: Scored) -> Scored:
@@ -289,16 +344,15 @@ def _detach_loss(loss: Loss) -> Loss:
     return Loss(loss.row.detach(), metrics, loss.count, loss.running)
 
 
-def _means(losses: list[Loss]) -> Metrics:
-    return {name: float(torch.cat([loss.metrics[name].double() for loss in losses]).mean()) for name in losses[0].metrics}
+def _means(loss: Loss) -> Metrics:
+    return {name: float(value.double().mean()) for name, value in loss.metrics.items()}
 
 
-def drift(scored: list[Scored]) -> Metrics:
+def drift(scored: Scored) -> Metrics:
     """Mean log-prob drift from the reference in nats, of column 0 and of column 1 where the rows are ranked; tokens scored."""
-    lengths = [s.length for s in scored if s.length is not None]
-    tokens = {"tokens": float(torch.cat(lengths).sum())} if lengths else {}
-    if scored[0].ref_logp is None or not scored[0].rows.ranked:
+    tokens = {} if scored.length is None else {"tokens": float(scored.length.sum())}
+    if scored.ref_logp is None or not scored.rows.ranked:
         return tokens
-    logratio = torch.cat([s.logratio for s in scored])
+    logratio = scored.logratio
     names = ("logp_chosen", "logp_rejected")[: logratio.shape[1]]
     return {**{name: float(logratio[:, column].mean()) for column, name in enumerate(names)}, **tokens}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import processes
 from .types import PreftuneError
 
 SHOWN = {
@@ -24,7 +25,8 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",),
 
 
 class Log:
-    """Appends one JSON object a line to run/metrics.jsonl, moves the bar, and feeds a tracker when one is named.
+    """Appends one JSON object a line to run/metrics.jsonl, moves the bar, and feeds a tracker when one is named. Of several
+    processes only the first one does; the others remember what it writes.
 
     tracker: "tensorboard", "wandb" or "trackio", through accelerate; nothing is sent anywhere without one.
     """
@@ -36,25 +38,31 @@ class Log:
         self.total, self.started, self.tokens = total, time.monotonic(), 0.0
         self.before = 0.0  # seconds that a resumed run had taken
         self.history: list[dict[str, Any]] = []
-        self._tracker = _tracker(tracker, folder, config or {}) if tracker else None
-        self._bar = _Bar(total) if progress else None
+        self._tracker = _tracker(tracker, folder, config or {}) if tracker and processes.first() else None
+        self._bar = _Bar(total) if progress and processes.first() else None
 
     def rewind(self, step: int) -> None:
         """Keep the lines up to the checkpoint at `step`, none at 0: what came after was not saved and will be made again."""
-        if not self.path.exists():
-            return
-        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        self.history = [line for line in map(json.loads, whole) if line["step"] <= step] if step else []
+        self.history = processes.once(lambda: self._kept(step))
         self.before = max((line["seconds"] for line in self.history), default=0.0)
-        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+
+    def _kept(self, step: int) -> list[dict[str, Any]]:
+        """The lines up to a step, which the file then holds alone."""
+        if not self.path.exists():
+            return []
+        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in map(json.loads, whole) if line["step"] <= step] if step else []
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return kept
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """One line. Numbers that are not finite are written as null, which JSON knows."""
         seconds = round(self.before + time.monotonic() - self.started, 3)
         line = {"step": step, **{k: _finite(v) for k, v in metrics.items()}, "seconds": seconds}
         self.history.append(line)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if processes.first():
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.tokens += metrics.get("tokens", 0.0)
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
         numbers |= {f"eval/{k}": v for k, v in line.get("eval", {}).items()}
@@ -72,7 +80,7 @@ class Log:
         """A sentence that must not be missed: said without a bar too."""
         if self._bar:
             self._bar.say(text)
-        else:
+        elif processes.first():
             print(text, file=sys.stderr)
 
     def close(self) -> None:
@@ -158,6 +166,7 @@ def _tracker(name: str, folder: Path, config: dict[str, Any]) -> Any:
             accelerator.log(values, step=step)
 
         def finish(self) -> None:
-            accelerator.end_training()
+            for each in accelerator.trackers:  # end_training would leave the other processes too
+                each.finish()
 
     return _Accelerate()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .processes import sharded
 from .types import PreftuneError
 
 Groups = Sequence[dict[str, Any]]
@@ -24,6 +25,7 @@ class Optimiser:
     make: Callable[[Groups, float, float, float], torch.optim.Optimizer]
     state: float  #             bytes of state per parameter, where these are in float32 (`sixteen`: in bfloat16)
     sixteen: bool = False  #    made for parameters that are themselves kept in bfloat16
+    outside: bool = False  #    from a package of its own, which knows tensors that lie in one process only
 
 
 def adamw_8bit(groups: Groups, lr: float, beta1: float, decay: float) -> torch.optim.Optimizer:
@@ -44,8 +46,8 @@ def adamw_bf16(groups: Groups, lr: float, beta1: float, decay: float) -> torch.o
 OPTIMISERS: dict[str, Optimiser] = {
     # fused: one kernel over all parameters, several times faster than the loop on every device
     "adamw": Optimiser(lambda p, lr, beta1, decay: torch.optim.AdamW(p, lr=lr, betas=(beta1, 0.999), weight_decay=decay, fused=True), 8),
-    "adamw8bit": Optimiser(adamw_8bit, 2 + 2 * 4 / 256),
-    "adamw-bf16": Optimiser(adamw_bf16, 6, sixteen=True),
+    "adamw8bit": Optimiser(adamw_8bit, 2 + 2 * 4 / 256, outside=True),
+    "adamw-bf16": Optimiser(adamw_bf16, 6, sixteen=True, outside=True),
     "rmsprop": Optimiser(lambda p, lr, beta1, decay: torch.optim.RMSprop(p, lr=lr, weight_decay=decay), 4),
     "sgd": Optimiser(lambda p, lr, beta1, decay: torch.optim.SGD(p, lr=lr, weight_decay=decay), 0),
 }
@@ -55,6 +57,11 @@ def make(name: str, groups: Groups, lr: float, beta1: float, decay: float) -> to
     """The optimiser of that name over groups of parameters; refuses a precision in which its steps would be lost."""
     if name not in OPTIMISERS:
         raise PreftuneError(f"optimiser is {name!r}, needed one of {', '.join(OPTIMISERS)}")
+    if OPTIMISERS[name].outside and any(sharded(p) for group in groups for p in group["params"]):
+        raise PreftuneError(
+            f"{name} was asked to train weights in shards, which its package does not know, needed one of torch's; choose adamw, or a "
+            "configuration without FSDP"
+        )
     found = {p.dtype for group in groups for p in group["params"]}
     short = sorted(str(dtype).removeprefix("torch.") for dtype in found & {torch.bfloat16, torch.float16})
     if short and not (OPTIMISERS[name].sixteen and short == ["bfloat16"]):

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, processes
 from .collect import store
 from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
@@ -246,13 +246,14 @@ def run(
     identity = {**(identity or {}), "seed": config.seed, "batch": config.batch, "optimiser": config.optimiser, "model": _fingerprint(roles)}
     if by_rounds:
         identity |= {"steps a round": per_round, "prompts a round": a_round}
+    for name, value in {"settings": settings(config), "rows": len(feed), **identity}.items():
+        processes.agree(name, value)
     keeper = _Keeper(config)
-    _check_start(method, config, test, saved, shelf, resume)
-    checkpoint.sweep(saved)
-    checkpoint.check_room(folder, once=4 * _bytes(policy), times=config.keep + 2)
+    _check_start(method, config, test, resume)
+    processes.once(lambda: _make_room(folder, _bytes(policy), config, resume))
     step = _restore(learner, saved, keeper, identity, log) if resume else 0
     moved = {name for name in roles if learner.roles[name] is not roles[name]}
-    store.forget(shelf, after=step // per_round)
+    processes.once(lambda: store.forget(shelf, after=step // per_round))
     log.rewind(step)
     rows: Rows | None = None
     stopped = keeper.ended()
@@ -261,6 +262,7 @@ def run(
         found = assess(learner, start, test, judges, config, key.fold("evaluate", at))
         for metric in metrics:
             found |= {name: float(value) for name, value in metric(policy, at).items()}
+        found = processes.same(found)  # what ends a run must not differ in the last bit
         keeper.check(found)
         log.step(at, {"eval": found})
         return found
@@ -270,7 +272,7 @@ def run(
         state["roles"] = {name: learner.roles[name].state() for name in sorted(moved)}
         state["twin"] = learner.twin
         checkpoint.save(saved, at, state)
-        checkpoint.retain(saved, config.keep, keeper.best_step)
+        processes.once(lambda: checkpoint.retain(saved, config.keep, keeper.best_step))
 
     def collect(context: Context) -> Rows:
         collected = method.collect(context)
@@ -310,8 +312,7 @@ def run(
             for callback in callbacks:
                 if callback(Event(step, told, learner, folder)):
                     stopped = f"stopped by {getattr(callback, '__name__', 'a callback')} at step {step}"
-            if asked.signal:
-                stopped = "interrupted"
+            stopped = _agreed("interrupted" if asked.signal else stopped)
             ends = step == total or stopped != "finished" or (by_rounds and step % per_round == 0)
             if ends or (every and step % every == 0) or keeper.best_step == step:
                 save(step)
@@ -333,14 +334,14 @@ def assess(
     with torch.no_grad():
         if given:
             context = Context({**learner.roles, "opponent": learner.policy}, rows, judges, key=key)
-            scored, losses = learner.measure(learner.method.collect(context))
-            result["loss"] = float(sum(loss.row.sum() for loss in losses) / sum(_count(loss) for loss in losses))
-            result |= {name: float(torch.cat([loss.metrics[name].double() for loss in losses]).mean()) for name in losses[0].metrics}
+            scored, loss = learner.measure(learner.method.collect(context))
+            result["loss"] = float(loss.row.sum()) / _count(loss)
+            result |= {name: float(value.double().mean()) for name, value in loss.metrics.items()}
             result |= {name: value for name, value in drift(scored).items() if name != "tokens"}
         if start is not None and (not given or config.kl_budget is not None):
             mine = learner.policy.sample(rows, 1, key.fold("current"))
             answered = rows.replace(response=mine, present=None)
-            logp, ref = learner.policy.score(answered).logp, start.score(answered).logp
+            logp, ref = (processes.score(policy, answered).logp for policy in (learner.policy, start))
             estimate = kl_estimate(logp, ref)
             weight = torch.ones_like(logp) if mine.law is None else mine.law
             result |= {name: float((weight * value).sum() / weight.sum()) for name, value in estimate.items()}
@@ -369,12 +370,24 @@ def _due(method: Method, step: int, per_round: int) -> bool:
     return step % (per_round if method.reference_every == "round" else method.reference_every) == 0
 
 
-def _check_start(method: Method, config: TrainConfig, test: Feed | None, saved: Path, shelf: Path, resume: bool) -> None:
-    """What can be refused before the first step."""
+def _agreed(stopped: str) -> str:
+    """How the run ends for all processes: as for the first one that ends it."""
+    return next((said for said in processes.gather(stopped) if said != "finished"), "finished")
+
+
+def _make_room(folder: Path, trained: int, config: TrainConfig, resume: bool) -> None:
+    """A folder of this run alone, without leftovers, and with room for what trains (bytes)."""
+    saved, shelf = folder / "checkpoints", folder / "rounds"
     if not resume and (checkpoint.steps(saved) or shelf.exists()):
         raise PreftuneError(
             f"{saved.parent} holds checkpoints or rows of another run, needed a new folder; choose another, or resume that run"
         )
+    checkpoint.sweep(saved)
+    checkpoint.check_room(folder, once=4 * trained, times=config.keep + 2)
+
+
+def _check_start(method: Method, config: TrainConfig, test: Feed | None, resume: bool) -> None:
+    """What can be refused before the first step."""
     if config.eval_every and test is None:
         raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
     if config.kl_budget is not None and not needs_of(method.objective).reference:
@@ -386,11 +399,12 @@ def _round(
 ) -> Rows:
     """The rows of a round: collected once, kept on disk, read back by a resumed run and by later rounds."""
     kept = store.path(shelf, number)
-    if not kept.exists():
+    if not processes.once(kept.exists):
         chosen = positions(key.fold("prompts"), len(feed), prompts, number)
         past = [store.load(store.path(shelf, earlier), learner.policy) for earlier in range(number)]
         roles = {**learner.roles, "opponent": learner.policy}
-        store.save(collect(Context(roles, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number))), kept)
+        rows = collect(Context(roles, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)))
+        processes.once(lambda: store.save(rows, kept))
     return store.load(kept, learner.policy)
 
 
@@ -465,7 +479,9 @@ class _Keeper:
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C interrupts at once. Of several
+    processes each is told twice, by the terminal and by the launcher: there the second one changes nothing.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -478,7 +494,7 @@ class _Signals:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and processes.size() == 1:
             raise KeyboardInterrupt
         self.signal = number
 

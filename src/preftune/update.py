@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .numerics import average, not_negative, positive
+from .processes import like
 from .types import Key, Learner, Metrics, PreftuneError, Rows, RowsAgainst, Scored, Update
 
 
@@ -176,7 +177,8 @@ def rank_descent(
 
 def noise(state: dict[str, Tensor], key: Key) -> dict[str, Tensor]:
     """A standard normal number for every one of the state, by its tensor's name."""
-    return {name: torch.from_numpy(key.fold(name).numpy().standard_normal(tuple(value.shape))).to(value) for name, value in state.items()}
+    drawn = {name: torch.from_numpy(key.fold(name).numpy().standard_normal(tuple(value.shape))) for name, value in state.items()}
+    return {name: like(drawn[name].to(value.dtype), value).to(value.device) for name, value in state.items()}
 
 
 def mean_winrate(rows: Rows) -> float:

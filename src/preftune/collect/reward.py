@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..types import Collect, Context, Judge, Key, PreftuneError, Rows, ScoringJudge
 from .label import winrate
 from .segment import every_token
@@ -31,7 +32,7 @@ def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, itse
     if not remember:
         return rows
     with torch.no_grad():
-        now = current.score(rows, ("segments",))
+        now = processes.score(current, rows, ("segments",))
     kept = {"old_logp": now.segment_logp, "old_value": now.heads.get("value")}
     return rows.replace(extra={**rows.extra, **{name: value for name, value in kept.items() if value is not None}})
 

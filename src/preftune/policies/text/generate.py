@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 from torch import Tensor
 
+from ... import processes
 from ...types import Key, PreftuneError, Rows
 from .tokens import Shifted, TextResponses, Tokens
 
@@ -61,6 +62,18 @@ def generate(
             for (b, s), (ids, values) in zip(((b, s) for b in chunk for s in columns), drawn, strict=True):
                 tokens[b][s], logps[b][s] = ids, values
     return TextResponses(tuple(map(tuple, tokens)), tuple(map(tuple, logps)), policy.tokenizer)
+
+
+def by_row(rows: Rows, sample: Callable[[Rows], TextResponses], tokenizer: Any) -> TextResponses:
+    """Responses to all rows; of several processes each samples for its share, and all have them all."""
+    if processes.size() == 1:
+        return sample(rows)
+
+    def own(mine: list[int]) -> dict[str, Any]:
+        found = sample(rows.take(mine))
+        return {"tokens": found.tokens, "logp": found.logp}
+
+    return TextResponses(**processes.by_row([len(prompt) + 1 for prompt in rows.prompt], own), tokenizer=tokenizer)
 
 
 def prompt_chunks(lengths: Sequence[int], n: int, budget: int) -> list[list[int]]:

@@ -63,13 +63,13 @@ def in_blocks(
         bend = bend_of(z, softcap, scale) if slope else None
         chosen = z.gather(1, targets[here, None])[:, 0] if apart is None else apart[here]
         top = z.amax(1)
-        p = torch.softmax(z, 1, out=z)
-        mass = p.sum(1)  # not quite 1: softmax adds up in float32 one after the other, which is 1e-5 too little in 256k terms
-        peak = p.amax(1)
-        highest = (peak / mass).log()  # log-prob of the likeliest token
+        p = z.sub_(top[:, None]).exp_()
+        mass = p.sum(1)  # in parts: torch.softmax adds one after the other, and p is then off by 1e-6 and more, all of it to one side
+        p.div_(mass[:, None])
+        highest = -mass.log()  # log-prob of the likeliest token
         logp[here] = chosen - top + highest
         if collision:
-            second[here] = ((p / peak[:, None]).mul_(p).sum(1) / mass).log() + highest
+            second[here] = (p * mass[:, None]).mul_(p).sum(1).log() + highest
         if slope:
             p[torch.arange(len(p), device=p.device), targets[here]] -= 1
             if bend is not None:

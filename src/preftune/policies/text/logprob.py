@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from ... import processes
 from ...types import PreftuneError, Rows, Scored, Want
 from . import attention
 from .head import CHUNK, Head, token_logp
 from .layout import Branch, Pack, lines, pack, tokens_of
+from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
 
 PROBE = 24  # tokens of the sequence that checks the cuts of a model
@@ -107,7 +109,7 @@ class Network(nn.Module):
         self,
         module: Any,
         *,
-        tokens_per_batch: int = 1024,
+        tokens_per_batch: int = 2048,
         engine: str = "fast",
         trunk_bytes: int = 1 << 30,
         trunk_tokens: int | None = None,
@@ -129,7 +131,8 @@ class Network(nn.Module):
         self.cut = 0  #                        layers in the trunk
         self.store = Store(trunk_bytes)
         self.plain_head = False  #             the logits are a product with the head's weights, scaled and capped as its config says
-        self.embeddings_work = False  #        known to take the place of ids
+        self.embeddings_flaw: str | None = None  # why they cannot take the place of ids; None: not asked yet
+        self.shards: Shards | None = None  #   where every process holds a part of the weights
         self.width = 0  #                      d of the last hidden state
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.engine_note = f"{engine}, as asked"
@@ -275,6 +278,37 @@ class Network(nn.Module):
         together = run(full).split([tokens_of(branch, True) for branch in full.branches])
         return all(torch.equal(run(Pack((branch,), True)), there) for branch, there in zip(full.branches, together, strict=True))
 
+    # --- several processes ------------------------------------------------------------------------------------------
+
+    def shard(self) -> None:
+        """Keep a part of every weight and leave the rest to the other processes. Nothing of a frozen trunk is kept then: every process
+        must make the same passes."""
+        lists = [child for child in self.parts["decoder"].children() if isinstance(child, nn.ModuleList)]
+        if not lists:
+            raise PreftuneError(
+                f"no list of layers was found in {type(self.parts['decoder']).__name__}, needed one to cut the weights; use another "
+                "architecture, or a configuration without FSDP"
+            )
+        self.embeddings_flaw = self.find_embeddings_flaw()  # which asks for a gradient outside of any pass
+        if self.cut:
+            self.cut, self.trunk_note = 0, "none: the weights are in shards"
+        self.shards = Shards(self, lists[0])
+
+    def together(self) -> AbstractContextManager[None]:
+        """All weights at hand, for passes that other processes do not make."""
+        return nullcontext() if self.shards is None else self.shards.together()
+
+    def missing(self, passes: int) -> int:
+        """How many passes more another process makes: where weights are in shards all must make as many. Asked before them."""
+        return 0 if self.shards is None else int(processes.largest(passes)) - passes
+
+    def made_up(self, values: list[Tensor], missing: int) -> list[Tensor]:
+        """The same values after so many passes more, on one token each, whose gradient is 0 and has to be asked for as well."""
+        for _ in range(missing):
+            idle = self.run_padded(self.parts["decoder"], "input_ids", [self.ids((0,))])[0]
+            values = [value + 0 * idle.sum() for value in values[:1]] + values[1:]
+        return values
+
     # --- running a decoder, whole or half: x is ids [T] or lower hidden states [T, d] -------------------------------
 
     def run_padded(self, decoder: Any, name: str, batch: Sequence[Tensor]) -> list[Tensor]:
@@ -345,7 +379,9 @@ class Network(nn.Module):
     def hidden_padded(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Whole sequences in padded batches."""
         out: list[Tensor] = [torch.empty(0)] * len(pairs)
-        for group in groups([len(prompt) + len(response) - 1 for prompt, response in pairs], self.tokens_per_batch):
+        batches = groups([len(prompt) + len(response) - 1 for prompt, response in pairs], self.tokens_per_batch)
+        missing = self.missing(len(batches))
+        for group in batches:
             clean = [(p, r) for p, r in (pairs[i] for i in group) if not isinstance(p, Shifted)]
             if len(clean) < len(group):
                 moved = [torch.cat([self.embedded(p), self.embedded(r[:-1])]) for p, r in (pairs[i] for i in group)]
@@ -356,7 +392,7 @@ class Network(nn.Module):
                 states = self.run_padded(self.parts["decoder"], "input_ids", [self.ids(p + r[:-1]) for p, r in clean])
             for i, state in zip(group, states, strict=True):
                 out[i] = state[len(pairs[i][0]) - 1 :]
-        return out
+        return self.made_up(out, missing)
 
     @torch.no_grad()
     def trunk_padded(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
@@ -379,9 +415,17 @@ class Network(nn.Module):
         return (clean.float() + prompt.offset.to(clean.device)).to(clean.dtype)
 
     def check_embeddings(self) -> None:
-        """Embeddings in place of ids must give the same states, and a gradient must come back to them. Asked once."""
-        if self.embeddings_work:
-            return
+        """Embeddings in place of ids must give the same states, and a gradient must come back to them."""
+        if self.embeddings_flaw is None:
+            self.embeddings_flaw = self.find_embeddings_flaw()
+        if self.embeddings_flaw:
+            raise PreftuneError(
+                f"the embeddings of {type(self.lm).__name__} cannot be moved: {self.embeddings_flaw}; a decoder that takes inputs_embeds "
+                "and passes gradients on is needed; use another architecture, or load it without quantisation"
+            )
+
+    def find_embeddings_flaw(self) -> str:
+        """Why embeddings cannot take the place of ids; empty where they can."""
         ids = self.probe()[0]
         moved = Shifted(tuple(ids.tolist()), torch.zeros(PROBE, self.embedded((0,)).shape[1], device=self.device, requires_grad=True))
         with torch.enable_grad(), self.autocast():
@@ -390,13 +434,9 @@ class Network(nn.Module):
             ours = self.run_padded(self.parts["decoder"], "inputs_embeds", [self.embedded(moved)])[0]
             same = close(ours.detach(), theirs.detach())
             slope = torch.autograd.grad(ours[-1, 0].float(), moved.offset, allow_unused=True)[0] if ours.requires_grad else None
-        if not same or slope is None or not slope.any():
-            what = "its decoder reads more of a token than its embedding" if not same else "no gradient comes back to its embeddings"
-            raise PreftuneError(
-                f"the embeddings of {type(self.lm).__name__} cannot be moved: {what}; a decoder that takes inputs_embeds and passes "
-                "gradients on is needed; use another architecture, or load it without quantisation"
-            )
-        self.embeddings_work = True
+        if not same:
+            return "its decoder reads more of a token than its embedding"
+        return "" if slope is not None and slope.any() else "no gradient comes back to its embeddings"
 
     @torch.no_grad()
     def embedding_scale(self) -> float:
@@ -450,6 +490,7 @@ class Network(nn.Module):
     def measure(self, pairs: Sequence[Pair], *, states: bool = False, collision: bool = False) -> Measured:
         """Per-token log-probabilities of each response given its prompt, and what is asked for besides."""
         if not pairs:
+            self.made_up([], self.missing(0))
             return Measured([], [], [])
         self.check_length(max(len(prompt) + len(response) for prompt, response in pairs))
         self.mode()
@@ -458,6 +499,7 @@ class Network(nn.Module):
     def measure_packs(self, pairs: Sequence[Pair], states: bool, collision: bool) -> Measured:
         """Pack by pack."""
         packs, places = pack(pairs, self.tokens_per_batch, whole=states)
+        missing = self.missing(len(packs))
         logp: list[Tensor] = []
         second: list[Tensor] = []
         at: list[Tensor] = []
@@ -467,6 +509,7 @@ class Network(nn.Module):
             logp += found.split(one.lengths)
             at += hidden[one.own().to(self.device)].split(one.lengths) if states else ()
             second += () if more is None else more.split(one.lengths)
+        logp = self.made_up(logp, missing)
         where = lines(packs, places)
         pick = lambda values: [values[i] for i in where]
         return Measured(pick(logp), pick(at) if states else None, pick(second) if collision else None)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ... import processes
 from .head import CHUNK, KEEP
 
 if TYPE_CHECKING:
@@ -200,7 +201,11 @@ def told(made: MemoryPlan) -> list[str]:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that a process can still get: what its own allocator keeps idle counts as free."""
+    """Bytes that every process can still get, so that all plan alike: what its own allocator keeps idle counts as free."""
+    return int(-processes.largest(-_free(device)))
+
+
+def _free(device: torch.device) -> int:
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
@@ -208,7 +213,7 @@ def free(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     import psutil
 
-    return min(int(psutil.virtual_memory().available), confined())
+    return min(int(psutil.virtual_memory().available), confined()) // processes.here()[1]
 
 
 def confined() -> int:
@@ -224,7 +229,10 @@ def confined() -> int:
 
 
 def count(network: Network) -> Footprint:
-    """Two packs, one twice as long: the difference is what their tokens cost, the rest does not depend on tokens."""
+    """Two packs, one twice as long: the difference is what their tokens cost, the rest does not depend on tokens. Weights in shards
+    were counted before they were cut: passes of one process alone would wait for the others."""
+    if network.shards is not None:
+        return network.shards.footprint
     parameters = list(network.module.parameters())
     trained = [p for p in parameters if p.requires_grad]
     most = min(PROBE, (getattr(network.lm.config, "max_position_embeddings", None) or PROBE) // 4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...types import Key, PreftuneError, Rows, Scored, Want
-from .generate import generate
+from .generate import by_row, generate
 from .logprob import CHUNK, Measured, assemble, pairs_of
 from .tokens import Pair, TextResponses, Tokens
 
@@ -39,6 +39,11 @@ class TextMixture:
     independent = False
 
     def __init__(self, first: TextPolicy, second: TextPolicy, w: float) -> None:
+        if first.network.shards is not None:
+            raise PreftuneError(
+                "a mixture of two models was asked for, token by token, and the weights are in shards (FSDP), needed both models whole in "
+                "every process; use a configuration without FSDP, or a method without a mixture such as online-ipo or egpo"
+            )
         sizes = [len(policy.network.lm.get_output_embeddings().weight) for policy in (first, second)]
         alike = first.tokenizer is second.tokenizer or first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
         if not alike or sizes[0] != sizes[1]:
@@ -56,7 +61,7 @@ class TextMixture:
         """As TextPolicy.sample: the same draws from the mixed law, whose log-probs are kept."""
         decoding = {"max_new_tokens": self.max_new_tokens, **decoding}
         self.both[1].network.check_length(max(map(len, rows.prompt), default=0) + decoding["max_new_tokens"])
-        return generate(self, rows, n, key, **decoding)  # type: ignore[no-any-return]
+        return by_row(rows, lambda part: generate(self, part, n, key, **decoding), self.tokenizer)
 
     def step(self, ids: Tensor, mask: Tensor, cache: Caches | None) -> tuple[Tensor, Caches]:
         """As TextPolicy.step, of both."""

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ... import processes
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, LogpCache, cache_folder, remember
-from .generate import generate, step
+from .generate import by_row, generate, step
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
 from .memory import layers_of, repeatable
 from .mixture import TextMixture
+from .sharding import Shards
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,12 +59,19 @@ class TextPolicy:
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
-        found = self.run(generate, self, rows, n, key, **{"max_new_tokens": self.max_new_tokens, **decoding})
+        decoding = {"max_new_tokens": self.max_new_tokens, **decoding}
+        found = by_row(rows, lambda part: self.run(self.generate, part, n, key, **decoding), self.tokenizer)
         if self.keeping is not None:
             remember(self, rows.replace(response=found, present=None), self.keeping)
-        return found  # type: ignore[no-any-return]
+        return found
+
+    def generate(self, *request: Any, **decoding: Any) -> TextResponses:
+        """`generate.generate` of this policy whose parameters are in the module."""
+        with self.network.together():
+            return generate(self, *request, **decoding)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -130,6 +139,8 @@ class TextPolicy:
 
     def run(self, function: Any, *args: Any, **options: Any) -> Any:
         """Call a function with this policy's parameters in the module."""
+        if self.network.shards is not None:
+            return self.in_shards(self.network.shards, lambda: function(*args, **options))
         if self.overlay is None:
             with self.network.autocast():
                 return function(*args, **options)
@@ -137,6 +148,13 @@ class TextPolicy:
         values = {f"module.{name}": value for name, value in self.overlay.items()}
         with torch.no_grad(), off, self.network.autocast():
             return torch.func.functional_call(self.network, values, (lambda: function(*args, **options),))
+
+    def in_shards(self, shards: Shards, call: Callable[[], Any]) -> Any:
+        """`run` where every process holds a part of the weights."""
+        frozen = self.overlay is not None
+        off = nullcontext() if self.adapter else self.network.module.disable_adapter()
+        with torch.no_grad() if frozen else nullcontext(), off, self.network.autocast():
+            return shards.run(self.overlay, call)
 
     def copy(self) -> TextPolicy:
         """A frozen copy of what trains; the rest is shared."""
@@ -191,6 +209,8 @@ class TextPolicy:
         """The model's part of `live`."""
         if self.overlay is not None:
             return self.overlay
+        if self.network.shards is not None:
+            return self.network.shards.trained
         return {name: p for name, p in self.network.module.named_parameters() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
@@ -209,16 +229,17 @@ class TextPolicy:
         state = state if self.overlay is None else without_heads(state)
         check_names(live, state)
         if not self.adapter:
-            self.adapter = any(not torch.equal(p, state[name].to(p.device)) for name, p in live.items())
+            self.adapter = any(processes.gather(any(differ(p, state[name]) for name, p in live.items())))
         for name, p in live.items():
-            p.copy_(state[name])
+            p.copy_(processes.like(state[name], p))
         self.hashed = None
 
     # --- prompts as points of the embedding space -------------------------------------------------------------------
 
     def offsets(self, rows: Rows) -> list[Tensor]:
         """For each row zeros [P, d] float32, one vector for every token of its prompt."""
-        width = self.network.embedded((0,)).shape[1]
+        with torch.no_grad():
+            width = self.run(self.network.embedded, (0,)).shape[1]
         return [torch.zeros(len(self.words(prompt)), width, device=self.network.device) for prompt in rows.prompt]
 
     def perturb(self, rows: Rows, offsets: Sequence[Tensor], *, everywhere: bool = False) -> Rows:
@@ -311,6 +332,12 @@ def check_names(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
             )
 
 
+def differ(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors hold other numbers, of shards as far as this process sees."""
+    own = processes.local(mine)
+    return not torch.equal(own, processes.local(processes.like(theirs, mine)).to(own.device))
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter belongs to a LoRA or DoRA adapter."""
     return "lora_" in name
@@ -324,7 +351,7 @@ def plain_name(name: str) -> str:
 def tensor_digest(value: Tensor) -> bytes:
     """16 bytes of dtype, shape and content."""
     head = f"{value.dtype} {tuple(value.shape)}".encode()
-    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    content = processes.whole(value.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.blake2b(head + hashlib.blake2b(content.data, digest_size=16).digest(), digest_size=16).digest()
 
 
@@ -378,7 +405,7 @@ def load(
                       number the lowest so many, false none; None: as few as the memory of the device asks for
     masters           false keeps what trains in the 16 bits it was loaded in, for optimiser=adamw-bf16
     tokens_per_batch  tokens of one scoring pass, padding included; 0 runs every response alone, so that no value depends
-                      on the batch; None: 1024 on a CPU, 16384 elsewhere
+                      on the batch; None: 2048 on a CPU, 16384 elsewhere
     engine            "fast": packs, each prompt once, its responses behind it, no padding; "plain": whole padded sequences, what the
                       fast one is compared with, and what models are scored by that packs do not suit
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
@@ -398,6 +425,11 @@ def load(
     if train == "auto":
         train = "adapter" if adapter else "lora" if quantize else "full"
     check_train(train, adapter, quantize)
+    if quantize and processes.sharding():
+        raise PreftuneError(
+            f"quantize={quantize} was asked for together with FSDP, which cannot cut quantised weights; leave quantize out, or use a "
+            "configuration without FSDP: a quantised base is small enough for every device"
+        )
     check_folder(base)
     words = adapter if adapter and has_tokenizer(Path(adapter)) else base
     if Path(words).is_dir() and not has_tokenizer(Path(words)):
@@ -421,14 +453,14 @@ def load(
     no_dropout(lm)
     keep_gradients(lm)
     if not quantize:
-        lm.to(place)
+        lm.to("cpu" if processes.sharding() else place)  # from where every process takes its part only
     module = wrap(lm, train, adapter, lora_r, lora_alpha, lora_targets, quantize, seed)
     if not quantize and masters:
         master_weights(module)
     module.eval()
     network = Network(
         module,
-        tokens_per_batch=(1024 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
+        tokens_per_batch=(2048 if place.type == "cpu" else 16384) if tokens_per_batch is None else tokens_per_batch,
         engine=engine,
         trunk_bytes=trunk_bytes,
         trunk_tokens=trunk_tokens,
@@ -437,6 +469,8 @@ def load(
     )
     if checkpointing:
         enable_checkpointing(network, len(layers_of(network.parts["decoder"])) if checkpointing is True else checkpointing)
+    if processes.sharding():
+        network.shard()
     return TextPolicy(network, tokenizer, fresh=train in ("lora", "dora") and adapter is None)
 
 
@@ -457,6 +491,8 @@ def quiet() -> Iterator[None]:
 def pick_device(name: str) -> torch.device:
     """The device asked for, if it is there."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if cuda and name in ("auto", "cuda") and processes.size() > 1:
+        return torch.device("cuda", torch.cuda.current_device())  # which `processes.start` has chosen
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
@@ -709,16 +745,20 @@ def save(policy: TextPolicy, folder: str | Path, card: str) -> Path:
     Written aside and renamed; an existing folder is replaced.
     """
     out = Path(folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
     module = policy.network.module
     if hasattr(module, "peft_config") and not policy.adapter:
         raise PreftuneError(
             "this policy is the base model with its adapter switched off; there is nothing of its own to save; save the trained policy"
         )
     overlay = {id(p): policy.overlay[name] for name, p in module.named_parameters() if policy.overlay and name in policy.overlay}
-    state = {name: overlay.get(id(p), p).detach() for name, p in module.state_dict(keep_vars=True).items()}
+    kept = module.state_dict(keep_vars=True)
+    full = {id(p): first_whole(overlay.get(id(p), p).detach()) for p in kept.values()}  # tied weights are one tensor, also in shards
+    state = {name: full[id(p)] for name, p in kept.items()}
+    if not processes.first():
+        return out
     if policy.network.mixed is not None:  # the folder has the precision it was loaded in
         state = {name: p.to(policy.network.mixed) if p.dtype == torch.float32 else p for name, p in state.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     with quiet():
         module.save_pretrained(aside, state_dict=state)
@@ -729,6 +769,14 @@ def save(policy: TextPolicy, folder: str | Path, card: str) -> Path:
     aside.chmod(0o755)
     aside.rename(out)
     return out
+
+
+def first_whole(tensor: Tensor) -> Tensor:
+    """All of a tensor in the first process; the others help and keep nothing."""
+    if not processes.sharded(tensor):
+        return tensor
+    found = processes.whole(tensor)
+    return found.cpu() if processes.first() else tensor
 
 
 def merge_adapter(folder: str | Path, out: str | Path, *, dtype: str = "float32", card: str | None = None) -> Path:

@@ -1,0 +1,43 @@
+"""One judge for several processes: each asks about its share of the rows, and all hear every answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import processes
+from ..types import Judge, Rows
+
+ASKED = ("prefer", "winrate", "score")  # about rows; everything else of a judge is the judge's own
+
+
+class SharedJudge:
+    """Answers as the judge does, whose answers about a row depend on that row alone. It has the questions that the judge has."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        for name in ASKED:
+            if hasattr(judge, name):
+                setattr(self, name, self.spread(getattr(judge, name)))
+
+    def spread(self, question: Any) -> Any:
+        """The same question, asked by row."""
+
+        def ask(rows: Rows, *given: Any) -> Tensor:
+            *responses, key = given
+
+            def about(mine: list[int]) -> Tensor | None:
+                return question(rows.take(mine), *(y.take(rows=mine) for y in responses), key).cpu() if mine else None
+
+            return processes.by_row([1.0] * len(rows), about)  # type: ignore[no-any-return]
+
+        return ask
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.judge, name)
+
+
+def shared(judge: Judge) -> Judge:
+    """The judge for all processes; alone the judge itself."""
+    return judge if processes.size() == 1 else SharedJudge(judge)  # type: ignore[return-value]
