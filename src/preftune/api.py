@@ -582,11 +582,11 @@ def _lengths(policy: Any, method: Method, feed: Any) -> tuple[int, float]:
 
 
 def _reference(policy: Any, method: Method) -> Any:
-    """The frozen start; for a language model on given data its log-probs are kept on disk."""
+    """The frozen start; of a language model its log-probs are kept on disk where responses come again: given ones and a round's."""
     if not _compares(policy, method):
         return None
     reference = policy.reference()
-    if isinstance(policy, TabularPolicy) or not method.offline:
+    if isinstance(policy, TabularPolicy) or not (method.offline or method.collect_every == "round"):
         return reference
     from .policies.text.cache import CachedReference
 

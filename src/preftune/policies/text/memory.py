@@ -272,7 +272,9 @@ def kept(network: Network, part: int) -> list[int]:
                 found[place.layer] += storage.nbytes()
         return tensor
 
-    prompt, one, other = tuple(range(part)), tuple(range(part + 1)), tuple(range(1, part + 2))  # a response's last token is not fed
+    size = network.lm.get_input_embeddings().weight.shape[0]
+    tokens = lambda first, count: tuple(i % size for i in range(first, first + count))
+    prompt, one, other = tokens(0, part), tokens(0, part + 1), tokens(1, part + 1)  # a response's last token is not fed
     with apart(network), place.watched(layers), torch.enable_grad(), network.autocast():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             held = network.measure([(prompt, one), (prompt, other)])  # as long as this lives, no storage is used twice
