@@ -544,7 +544,7 @@ def _memory(
     state = OPTIMISERS[config.optimiser].state
     longest, mean = _lengths(policy, method, feed)
     held = memory.count(network)
-    rows = min(config.batch, len(feed))
+    rows = math.ceil(min(config.batch, len(feed)) / processes.size())
     most = network.tokens_per_batch if config.micro_batch is None else config.micro_batch * longest
     kept = len(feed) * mean * network.width * held.size if network.cut else 0
     given = config.memory_gb and int(config.memory_gb * 1e9)
