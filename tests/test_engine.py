@@ -27,7 +27,7 @@ def moved(policy: Any, size: float, seed: int) -> Any:
 
 
 def gradient(policy: Any, method: Any, rows: Rows, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
-    """The rows' losses, the policy's sums over the batch, and what a step would descend along; the roles are the same moved copies for all."""
+    """The rows' losses, the policy's sums over the batch, and what a step would descend along; the roles are the same for all."""
     roles = {"current": policy, **{name: moved(policy, 0.02, i) for i, name in enumerate(("reference", *method.roles))}}
     learner = GradientLearner(policy, method, roles, micro_batch=micro_batch)
     scored, loss = learner._backward(rows)
