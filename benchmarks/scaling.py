@@ -46,7 +46,7 @@ from preftune.report.chart import ticks
 from preftune.types import Key
 
 ENGINES = ("fast", "plain")
-SEED, BUDGET = 0, 1024  # tokens of a pack: the default on a processor
+SEED, BUDGET = 0, 2048  # tokens of a pack: the default on a processor
 
 # what grows -> (its values, and P, C, K, prompts for each of them)
 SWEEPS: dict[str, tuple[list[int], Any]] = {

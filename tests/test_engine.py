@@ -10,7 +10,7 @@ import torch
 from preftune.api import _open, prepare
 from preftune.learner import GradientLearner
 from preftune.methods import METHODS
-from preftune.types import Context, Key, Loss, Rows
+from preftune.types import Context, Key, Rows
 from test_composition_on_text import judge, language
 from test_every_method_on_text import CHOICES, SHORT, data_for
 
@@ -26,12 +26,12 @@ def moved(policy: Any, size: float, seed: int) -> Any:
     return other
 
 
-def gradient(policy: Any, method: Any, rows: Rows, micro_batch: int) -> tuple[list[Loss], torch.Tensor, list[torch.Tensor | None]]:
-    """Losses, the policy's sums over the batch, and what a step would descend along; the roles are the same moved copies for all."""
+def gradient(policy: Any, method: Any, rows: Rows, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
+    """The rows' losses, the policy's sums over the batch, and what a step would descend along; the roles are the same for all."""
     roles = {"current": policy, **{name: moved(policy, 0.02, i) for i, name in enumerate(("reference", *method.roles))}}
     learner = GradientLearner(policy, method, roles, micro_batch=micro_batch)
-    scored, losses = learner._backward(rows)
-    return losses, torch.cat([s.logp for s in scored]), [p.grad for p in learner.parameters]
+    scored, loss = learner._backward(rows)
+    return loss.row, scored.logp, [p.grad for p in learner.parameters]
 
 
 @pytest.mark.parametrize("name", WITH_OBJECTIVE)
@@ -45,10 +45,9 @@ def test_every_objective_has_the_plain_paths_loss_and_gradient(name: str) -> Non
     roles = {name: moved(fast, 0.02, i) for i, name in enumerate(("reference", *method.roles))}
     context = Context({"current": fast, "opponent": fast, **roles}, feed.rows(range(6)), [judge()], key=Key.of(3))
     rows = method.collect(context)
-    ours, logp, mine = gradient(fast, method, rows, micro_batch=6)
-    theirs, truth, right = gradient(plain, method, rows, micro_batch=4)
+    row, logp, mine = gradient(fast, method, rows, micro_batch=6)
+    other, truth, right = gradient(plain, method, rows, micro_batch=4)
     torch.testing.assert_close(logp, truth, rtol=1e-5, atol=1e-5)
-    row, other = (torch.cat([loss.row for loss in losses]) for losses in (ours, theirs))
     assert (row - other).norm() <= 1e-5 * other.norm() + 1e-7
     known = [(a.double(), b.double()) for a, b in zip(mine, right, strict=True) if a is not None and b is not None]
     whole = torch.cat([b.flatten() for _, b in known]).norm()

@@ -65,8 +65,8 @@ def test_n3_in_16_bits_the_engine_is_as_near_to_the_truth_as_whole_sequences_are
 def test_n3_policy_and_reference_take_one_path_so_that_the_first_loss_is_log_2(train: str | int) -> None:
     policy = tiny_policy(train)
     learner = GradientLearner(policy, METHODS["dpo"](), {"reference": policy.reference()}, micro_batch=2)
-    _, losses = learner._backward(rows_of((9, (7, 12)), (14, (1, 5)), (3, (10, 2))))
-    assert all(torch.equal(loss.row, torch.full_like(loss.row, 2).log()) for loss in losses)
+    _, loss = learner._backward(rows_of((9, (7, 12)), (14, (1, 5)), (3, (10, 2))))
+    assert torch.equal(loss.row, torch.full_like(loss.row, 2).log())
 
 
 def test_n4_log_probs_kept_from_sampling_are_those_of_scoring() -> None:
@@ -282,8 +282,15 @@ def test_packs_hold_every_distinct_response_once_behind_its_prompt_within_the_bu
     for one in packs:
         size = sum(tokens_of(branch, whole) for branch in one.branches)
         assert size == len(one.ids()) == len(one.segments) == len(one.positions())
-        assert size <= budget or len(one.places) == 1
+        [first, *others] = one.branches
+        assert size <= budget or (not others and (len(one.places) == 1 or 0 < size <= max(2 * budget, 2 * len(first.prompt))))
         assert [one.ids()[i] for i in one.own()] == one.targets() if whole else len(one.reads()) == len(one.targets())
+
+
+def test_a_prompt_that_fills_the_budget_is_still_shared() -> None:
+    rows = rows_of((60, (20, 20)), (90, (30, 30, 30)))
+    packs, _ = pack([(rows.prompt[b], y) for b, row in enumerate(rows.response.tokens) for y in row], 64)
+    assert sorted(len(one.segments) for one in packs) == [98, 90 + 3 * 29]
 
 
 def test_a_pack_of_many_short_prompts_needs_little_more_than_its_tokens() -> None:

@@ -195,6 +195,14 @@ def test_checkpointing_some_layers_changes_no_step_and_keeps_less(train: str | i
     assert held(saving) < held(tiny_policy(train))
 
 
+def test_the_layers_counted_from_the_lowest_are_those_that_train() -> None:
+    network = tiny_policy(2, trunk_bytes=0).network
+    enable_checkpointing(network, 1)
+    assert [layer.gradient_checkpointing for layer in network.lm.model.layers] == [False, True, False]
+    enable_checkpointing(network, 0)
+    assert network.checkpointing == 0 and not any(layer.gradient_checkpointing for layer in network.lm.model.layers)
+
+
 def test_a_model_without_checkpointing_is_refused_by_name() -> None:
     policy = tiny_policy()
     policy.network.parts["decoder"] = torch.nn.Sequential()

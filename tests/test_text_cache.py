@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import preftune
 from preftune.policies.text import CachedReference, LogpCache, cache_folder
 from preftune.types import Key, Policy, PreftuneError, Rows
+from test_composition_on_text import judge, language, sentences
 from test_text_policy import step
 from text_fixtures import Record, tiny_model, tiny_policy, tiny_records
 
@@ -206,3 +208,26 @@ def test_log_probs_from_sampling_that_disagree_with_scored_ones_are_not_kept(tmp
     before = len(cache)
     assert not remember(policy, rows.replace(response=off, present=None), cache) and len(cache) == before
     assert remember(policy, rows.replace(response=y, present=None), cache) and len(cache) > before
+
+
+def test_a_round_whose_reference_began_it_needs_no_pass_of_the_reference(tmp_path: Path) -> None:
+    """Two rounds of sppo, two epochs each: every log-prob of the reference comes from sampling or from the first epoch's reading."""
+    references = []
+    preftune.train(
+        language(),
+        "sppo",
+        [{"prompt": text} for text in sentences(6, "prompts")],
+        judge=judge(),
+        out=tmp_path / "run",
+        callbacks=[lambda event: references.append(event.learner.roles["reference"])],
+        progress=False,
+        rounds=2,
+        epochs=2.0,
+        batch=3,
+        responses=3,
+        samples=0,
+        max_response=8,
+        lr=0.01,
+    )
+    assert len({id(reference) for reference in references}) == 3  # of two rounds, and what a third would have
+    assert all(reference.misses == 0 and reference.hits == 24 for reference in (references[0], references[4]))

@@ -162,8 +162,8 @@ def train(
             log.say(note)
         prompts = _prompts(held_out or feed, samples)
         beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
-        measure = partial(_measure, policy, reference, held_out, prompts, judges, config, beta, decoding, key.fold("samples"))
-        before = measure()
+        measure = lambda of: _measure(of, reference, held_out, prompts, judges, config, beta, decoding, key.fold("samples"))
+        before = measure(reference if hasattr(reference, "hits") else policy)  # the same weights, whose log-probs are kept
         outcome = training.run(
             policy,
             composed,
@@ -192,7 +192,7 @@ def train(
                 best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
                 policy.load(checkpoint.load(best)["policy"])
                 log.say(f"the model is that of step {outcome.best}, the best by {config.early_stop}")
-            after = measure()
+            after = measure(policy)
             result.evaluation = {"before": before[0], "after": after[0]}
             _write(result, prompts, before[1], after[1], described, chosen.doc)
         hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
@@ -544,7 +544,7 @@ def _memory(
     state = OPTIMISERS[config.optimiser].state
     longest, mean = _lengths(policy, method, feed)
     held = memory.count(network)
-    rows = min(config.batch, len(feed))
+    rows = math.ceil(min(config.batch, len(feed)) / processes.size())
     most = network.tokens_per_batch if config.micro_batch is None else config.micro_batch * longest
     kept = len(feed) * mean * network.width * held.size if network.cut else 0
     given = config.memory_gb and int(config.memory_gb * 1e9)
@@ -582,11 +582,11 @@ def _lengths(policy: Any, method: Method, feed: Any) -> tuple[int, float]:
 
 
 def _reference(policy: Any, method: Method) -> Any:
-    """The frozen start; for a language model on given data its log-probs are kept on disk."""
+    """The frozen start; of a language model its log-probs are kept on disk where responses come again: given ones and a round's."""
     if not _compares(policy, method):
         return None
     reference = policy.reference()
-    if isinstance(policy, TabularPolicy) or not method.offline:
+    if isinstance(policy, TabularPolicy) or not (method.offline or method.collect_every == "round"):
         return reference
     from .policies.text.cache import CachedReference
 

@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -288,7 +289,7 @@ def run(
                 if rows is None or within == 0:
                     rows = _round(learner, collect, feed, judges, shelf, key, number, a_round)
                 batch = rows.take(positions(key.fold("round", number), len(rows), config.batch, within))
-                rows_against = _kept(batch)
+                rows_against = _same(batch)
             else:
                 batch = feed.rows(positions(key, len(feed), config.batch, step))
                 rows_against = drawing(collect, learner.roles, batch, key.fold("collect", step), judges=judges, step=step)
@@ -307,7 +308,8 @@ def run(
                 keeper.look(step, told["eval"])
                 stopped = keeper.ended()
             if _due(method, step, per_round) and len(roles) > 1:  # evaluated before: against itself a policy shows nothing
-                learner.roles = dict(method.reference(learner.roles))
+                moving = method.reference(learner.roles)
+                learner.roles = {name: p if p is learner.roles.get(name) else _kept(p, by_rounds) for name, p in moving.items()}
             moved |= {name for name in roles if learner.roles.get(name) is not roles[name]} & set(learner.roles)
             for callback in callbacks:
                 if callback(Event(step, told, learner, folder)):
@@ -403,12 +405,18 @@ def _round(
         chosen = positions(key.fold("prompts"), len(feed), prompts, number)
         past = [store.load(store.path(shelf, earlier), learner.policy) for earlier in range(number)]
         roles = {**learner.roles, "opponent": learner.policy}
-        rows = collect(Context(roles, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)))
+        with getattr(learner.policy, "remembering", nullcontext)():  # the round's reference may be what the policy is now
+            rows = collect(Context(roles, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)))
         processes.once(lambda: store.save(rows, kept))
     return store.load(kept, learner.policy)
 
 
-def _kept(batch: Rows) -> RowsAgainst:
+def _kept(policy: Policy, by_rounds: bool) -> Policy:
+    """A role that stays for a round: scores of one batch come again in every epoch, and those of samples were made in sampling."""
+    return policy.cached() if by_rounds and hasattr(policy, "cached") else policy
+
+
+def _same(batch: Rows) -> RowsAgainst:
     return lambda opponent: batch
 
 
@@ -431,7 +439,7 @@ def _restore(learner: GradientLearner, saved: Path, keeper: _Keeper, identity: M
     for name, parameters in state["roles"].items():
         moved = learner.policy.copy()
         moved.load(parameters)
-        learner.roles[name] = moved
+        learner.roles[name] = _kept(moved, learner.method.collect_every == "round")
     checkpoint.restore_rng(state["rng"])
     return int(state["step"])
 

@@ -3,7 +3,7 @@
 Logits exist a chunk at a time, and are turned in place into the slope of the loss with respect to them, p - onehot.
 What both passes cost together, in units of the head's own product (2 N d V operations):
 
-    the head trains   3 while the slopes fit into KEEP bytes, 4 for the tokens beyond, whose logits are made again
+    the head trains   3 where the slopes of a pass fit into KEEP bytes; otherwise 4, logits are made again
     it is frozen      2: all that is kept is U_t = (p_t - onehot) W, [N, d], and an upstream gradient g gives -g_t U_t
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .kernels import token_logp_
 
-CHUNK = 1 << 24  #  logits that exist at a time: 64 MiB in float32
+CHUNK = 1 << 23  #  logits that exist at a time otherwise: 32 MiB in float32
 KEEP = 128 << 20  # bytes of slopes that wait for the backward pass
 
 
@@ -44,7 +44,10 @@ class Head:
 
 def token_logp(head: Head, hidden: Tensor, targets: Tensor, *, collision: bool = False) -> tuple[Tensor, Tensor | None]:
     """log p(target) float32 [N] for hidden states [N, d], and log sum_v p_v^2 [N], without gradient, where it is asked for."""
-    logp, second = TokenLogp.apply(hidden, head.weight, head.bias, targets, head, collision)
+    weight, bias = head.weight, head.bias
+    if not torch.is_grad_enabled():  # a function is told of weights that train, not of passes without gradient
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    logp, second = TokenLogp.apply(hidden, weight, bias, targets, head, collision)
     return logp, second if collision else None
 
 
@@ -67,6 +70,11 @@ def chunk(
     return logp, logits, second
 
 
+def keeps(tokens: int, vocabulary: int, size: int) -> bool:
+    """Whether the slopes of a pass wait for its backward pass: of all its tokens or of none."""
+    return tokens * vocabulary * size <= KEEP
+
+
 class TokenLogp(torch.autograd.Function):
     """`token_logp`, differentiable in the hidden states and in the head's weights."""
 
@@ -78,20 +86,21 @@ class TokenLogp(torch.autograd.Function):
         ctx.trains = given or ctx.needs_input_grad[2]
         with torch.autocast(hidden.device.type, enabled=False):
             cast, h = head.cast(), hidden.to(head.dtype)
-            step = max(1, CHUNK // len(weight))
-            room = min(len(h), KEEP // (len(weight) * h.element_size())) if ctx.trains else 0
-            kept = h.new_empty(room, len(weight))
+            keep = ctx.trains and keeps(len(h), len(weight), h.element_size())
+            step = len(h) if keep else max(1, CHUNK // len(weight))
+            kept = h.new_empty(len(h) if keep else 0, len(weight))
             moves = h.new_empty(h.shape if states and not ctx.trains else (0, h.shape[1]))
             logp, second = [], []
             for a in range(0, len(h), step):
                 b = min(a + step, len(h))
-                keep, want = b <= room, b <= room or len(moves) > 0
-                found = chunk(cast, h[a:b], targets[a:b], kept[a:b] if keep else None, slope=want, collision=collision)
-                logp.append(found[0])
-                second.append(found[0] if found[2] is None else found[2])
+                lp, slope, more = chunk(
+                    cast, h[a:b], targets[a:b], kept if keep else None, slope=keep or len(moves) > 0, collision=collision
+                )
+                logp.append(lp)
+                second.append(lp if more is None else more)
                 if len(moves):
-                    torch.mm(found[1], cast.weight, out=moves[a:b])
-        ctx.head, ctx.step, ctx.room = head, step, room // step * step if room < len(h) else room
+                    torch.mm(slope, cast.weight, out=moves[a:b])
+        ctx.head, ctx.step = head, step
         ctx.save_for_backward(hidden, weight, bias, targets, kept, moves)
         both = torch.cat(logp), torch.cat(second)
         ctx.mark_non_differentiable(both[1])
@@ -107,10 +116,9 @@ class TokenLogp(torch.autograd.Function):
             h = hidden.to(cast.dtype)
             to_hidden = torch.empty_like(h)
             to_weight = to_bias = None
-            for a, b in [(0, ctx.room), *((a, min(a + ctx.step, len(h))) for a in range(ctx.room, len(h), ctx.step))]:
-                if a == b:
-                    continue
-                slope = kept[a:b] if b <= ctx.room else chunk(cast, h[a:b], targets[a:b], slope=True, collision=False)[1]
+            for a in range(0, len(h), ctx.step):
+                b = min(a + ctx.step, len(h))
+                slope = kept if len(kept) else chunk(cast, h[a:b], targets[a:b], slope=True, collision=False)[1]
                 up = -g[a:b, None].to(cast.dtype)
                 torch.mm(slope, cast.weight, out=to_hidden[a:b]).mul_(up)
                 to_weight = added(to_weight, slope.T, up * h[a:b], weight.dtype)

@@ -116,8 +116,9 @@ class Pack:
 def pack(pairs: Sequence[Pair], budget: int, *, whole: bool = False) -> tuple[list[Pack], list[int]]:
     """Packs of at most `budget` tokens over the distinct pairs, and for each pair the place of its response among them.
 
-    First fit, longest first. A prompt whose responses do not fit together is repeated in front of the rest, and one response that
-    is longer than the budget has a pack of its own. budget 0 is one response a pack: no value depends on what else is scored.
+    First fit, longest first. A prompt whose responses do not fit has a pack of its own, and only beyond twice the budget, or twice its
+    length, is it repeated in front of the rest: with gradients all packs of a batch are held anyway, so cutting saves nothing. One
+    response that is longer still has a pack of its own. budget 0 is one response a pack: no value depends on what else is scored.
     """
     by_prompt: dict[Prompt, dict[Tokens, int]] = {}
     count, places = 0, []
@@ -149,14 +150,14 @@ def lines(packs: Sequence[Pack], places: Sequence[int]) -> list[int]:
 
 
 def split(prompt: Prompt, known: dict[Tokens, int], budget: int, whole: bool) -> list[Branch]:
-    """The responses to one prompt, in parts that fit into the budget."""
+    """The responses to one prompt, in parts."""
     parts: list[Branch] = []
     free = 0
     for response, place in known.items():
         size = len(response) - (not whole)
         if not parts or size > free:
             parts.append(Branch(prompt, [], []))
-            free = budget - len(prompt) if budget > 0 else 0
+            free = max(2 * budget - len(prompt), len(prompt)) if budget > 0 else 0
         parts[-1].responses.append(response)
         parts[-1].places.append(place)
         free = free - size if budget > 0 else -1

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import processes
-from .head import CHUNK, KEEP
+from .head import CHUNK, keeps
 
 if TYPE_CHECKING:
     from .logprob import Network
@@ -50,11 +50,12 @@ class Footprint:
     a_pass: int = 1 << 14  #      tokens that go through at once; a micro-batch with more of them takes several passes
 
     def head(self, tokens: int) -> int:
-        """The logits at hand at one time, twice in float32 and in 16 bits besides, and the slopes that wait for the backward pass if
-        the head trains: as if every token were scored."""
-        logits = tokens * self.vocabulary
-        kept = min(logits * self.size, KEEP * math.ceil(tokens / self.a_pass)) if self.head_trains else 0
-        return min(logits, CHUNK) * (8 if self.size == 4 else 12) + kept
+        """As if every token were scored: the slopes that wait for the backward pass if the head trains and they may, otherwise the
+        logits at hand at one time, twice in float32 and in 16 bits besides."""
+        passes, logits = max(1, math.ceil(tokens / self.a_pass)), tokens * self.vocabulary
+        if self.head_trains and keeps(math.ceil(tokens / passes), self.vocabulary, self.size):
+            return logits * self.size
+        return min(logits, CHUNK) * (8 if self.size == 4 else 12)
 
     def active(self) -> list[float]:
         """The layers that keep something, the lowest first."""
@@ -272,9 +273,9 @@ def kept(network: Network, part: int) -> list[int]:
                 found[place.layer] += storage.nbytes()
         return tensor
 
-    words = network.lm.get_input_embeddings().weight.shape[0]
-    tokens = lambda first, last: tuple(i % words for i in range(first, last))
-    prompt, one, other = tokens(0, part), tokens(0, part + 1), tokens(1, part + 2)  # a response's last token is not fed
+    size = network.lm.get_input_embeddings().weight.shape[0]
+    tokens = lambda first, count: tuple(i % size for i in range(first, first + count))
+    prompt, one, other = tokens(0, part), tokens(0, part + 1), tokens(1, part + 1)  # a response's last token is not fed
     with apart(network), place.watched(layers), torch.enable_grad(), network.autocast():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             held = network.measure([(prompt, one), (prompt, other)])  # as long as this lives, no storage is used twice

@@ -722,7 +722,10 @@ def master_weights(module: nn.Module) -> None:
 def enable_checkpointing(network: Network, count: int) -> None:
     """Compute the activations of the lowest `count` layers that train again in the backward pass: when their turn comes, what the
     layers above kept is gone."""
-    layers = layers_of(network.parts["decoder"])[network.cut :]
+    trains = lambda module: any(p.requires_grad for p in module.parameters())
+    layers = layers_of(network.parts["decoder"])
+    if not trains(network.lm.get_input_embeddings()):
+        layers = layers[next((i for i, layer in enumerate(layers) if trains(layer)), len(layers)) :]
     if count and not repeatable(network):
         raise PreftuneError(
             f"checkpointing was asked for, but {type(network.lm).__name__} does not support it; leave it out or choose a smaller batch"
