@@ -27,12 +27,13 @@ from torch.utils.checkpoint import checkpoint
 from ... import processes
 from ...types import PreftuneError, Rows, Scored, Want
 from . import attention
-from .head import CHUNK, Head, token_logp
+from .head import Head, token_logp
 from .layout import Branch, Pack, lines, pack, tokens_of
 from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
 
-PROBE = 24  # tokens of the sequence that checks the cuts of a model
+CHUNK = 1 << 24  # logits that a head which is not fused makes at a time: 64 MiB in float32
+PROBE = 24  #      tokens of the sequence that checks the cuts of a model
 FILLER = Branch((0,) * 16, [], [])  # behind a few tokens of a trunk: products of one to three rows take another path in the libraries
 KINDS = {"full_attention", "sliding_attention"}  # of layers that packs suit
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
