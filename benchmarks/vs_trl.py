@@ -186,11 +186,8 @@ def rows(tiny: bool = False) -> dict[str, list[Row]]:
                 varied=True,
             )
         ],
-        "k4": [
-            four(name, shape, *sizes)
-            for name, shape in (("6 layers", CUT), ("8 layers of width 256", SMALL))
-            for sizes in (long_short, short_long)
-        ],
+        "k4": [four("8 layers of width 256", SMALL, *sizes) for sizes in (long_short, short_long)],
+        "k4-wide": [four("6 layers", CUT, *sizes) for sizes in (long_short, short_long)],
         "lora": [Row("6 layers, LoRA r = 16, (512, 128), 1 pair", fixed(512, 128, 1), (Goal("ours ref", 3.5, 5),), CUT, "lora")],
         "bf16": [
             Row(f"6 layers, bf16, ({p}, {c}), {count_of(n)}", fixed(p, c, n), (), CUT, precision="bfloat16")
