@@ -119,6 +119,7 @@ def train(
     processes.start()
     chosen = prepare(method, settings)
     composed, name, config, hyperparameters = chosen.method, chosen.name, chosen.config, chosen.hyperparameters
+    training.check_start(composed, config, test)
     folder = Path(out) if out else Path("runs") / processes.same(f"{name.split(':')[-1]}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume:
         processes.once(lambda: _fresh(folder))

@@ -250,7 +250,7 @@ def run(
     for name, value in {"settings": settings(config), "rows": len(feed), **identity}.items():
         processes.agree(name, value)
     keeper = _Keeper(config)
-    _check_start(method, config, test, resume)
+    check_start(method, config, test)
     processes.once(lambda: _make_room(folder, _bytes(policy), config, resume))
     step = _restore(learner, saved, keeper, identity, log) if resume else 0
     moved = {name for name in roles if learner.roles[name] is not roles[name]}
@@ -388,8 +388,8 @@ def _make_room(folder: Path, trained: int, config: TrainConfig, resume: bool) ->
     checkpoint.check_room(folder, once=4 * trained, times=config.keep + 2)
 
 
-def _check_start(method: Method, config: TrainConfig, test: Feed | None, resume: bool) -> None:
-    """What can be refused before the first step."""
+def check_start(method: Method, config: TrainConfig, test: Any) -> None:
+    """What can be refused before anything is loaded or written; `test`: held-out rows, wherever they come from."""
     if config.eval_every and test is None:
         raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
     if config.kl_budget is not None and not needs_of(method.objective).reference:
