@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --table               # writes the section from what was measured before
     python benchmarks/gpu.py --tiny --device cpu   # the same code on a small shape; writes nothing
 
-Ours is the learner's whole step: scoring, loss, backward pass, clipping, fused AdamW. Opponents make the same step of the same
+Ours is the learner's whole step: scoring, loss, backward pass, clipping, AdamW. Opponents make the same step of the same
 pairs: a plain one (padded rows, logits of all positions, gradient checkpointing), and TRL as it comes where it is installed. The
-reference's log-probs are known beforehand for all of them. Weights, gradients and moments are bfloat16, 8 bytes a weight; an
-adapter trains in float32.
+reference's log-probs are known beforehand for all of them. Weights, gradients, moments and what rounding
+takes from a weight are bfloat16, 10 bytes a weight (optimiser=adamw-bf16, for all of them); an adapter trains in float32.
 
 Useful FLOPs count every distinct token once, without padding and recomputation: 2 a weight and token forward, the same for the
 gradient of its input and, where it trains, of itself; the head at completions only; attention's causal pairs, 3.5 forward ones.
@@ -34,12 +34,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from preftune import provenance
-from preftune.learner import OPTIMISERS, GradientLearner
+from preftune.learner import GradientLearner
 from preftune.methods.dpo import dpo
+from preftune.optimisers import make
 from preftune.policies.text import TextPolicy, TextResponses
 from preftune.policies.text.attention_cuda import capabilities_of, pick
 from preftune.policies.text.logprob import Network
-from preftune.policies.text.model import enable_checkpointing, master_weights, wrap
+from preftune.policies.text.model import master_weights, wrap
 from preftune.types import Key, Rows, Scored, Want
 
 BETA, LR, SEED, CLIP = 0.1, 1e-6, 0, 1.0
@@ -165,6 +166,11 @@ class Kept:
         return Scored(rows, torch.stack([self.logp[row] for row in rows.id]))
 
 
+def optimiser_of(parameters: Sequence[Tensor]) -> str:
+    """AdamW for the precision that trains."""
+    return "adamw-bf16" if parameters[0].dtype == torch.bfloat16 else "adamw"
+
+
 class Ours:
     """The learner of `preftune train`."""
 
@@ -173,7 +179,9 @@ class Ours:
         with torch.no_grad():
             self.logp = policy.score(rows).logp
         roles = {"current": policy, "reference": Kept(rows, self.logp)}
-        self.learner = GradientLearner(policy, dpo(BETA), roles, lr=LR, clip=CLIP, micro_batch=len(rows))  # type: ignore[arg-type]
+        self.learner = GradientLearner(  # type: ignore[arg-type]
+            policy, dpo(BETA), roles, optimiser=optimiser_of(policy.parameters()), lr=LR, clip=CLIP, micro_batch=len(rows)
+        )
         self.rows = rows
 
     def step(self) -> None:
@@ -191,11 +199,12 @@ class Plain:
         self.ids = torch.tensor(text, device=device).transpose(0, 1)  # [B, 2, P + C]
         self.length = len(rows.response.tokens[0][0])
         module.train()
-        enable_checkpointing(module.get_base_model() if hasattr(module, "peft_config") else module)
+        lm = module.get_base_model() if hasattr(module, "peft_config") else module
+        lm.activation_checkpointing_enable({"use_reentrant": False})
         with torch.no_grad():
             self.logp = torch.cat([self.score(ids) for ids in self.ids.split(micro)])
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = OPTIMISERS["adamw"](self.parameters, LR, 0.9, 0.0)
+        self.optimiser = make(optimiser_of(self.parameters), [{"params": self.parameters}], LR, 0.9, 0.0)
 
     def score(self, ids: Tensor) -> Tensor:
         """[B, 2] of ids [B, 2, P + C]."""
@@ -242,7 +251,7 @@ class Trl:
         batches = [self.trainer.data_collator(examples[i : i + micro]) for i in range(0, len(rows), micro)]
         self.batches = [{name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()} for batch in batches]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = OPTIMISERS["adamw"](self.parameters, LR, 0.9, 0.0)
+        self.optimiser = make(optimiser_of(self.parameters), [{"params": self.parameters}], LR, 0.9, 0.0)
 
     def step(self) -> None:
         """One step of the optimiser."""
@@ -301,7 +310,7 @@ HEAD = """\
 
     python benchmarks/gpu.py
 
-DPO on pairs of equal lengths, shape of Qwen2.5-7B with random weights, bfloat16 (8 bytes of state a weight; LoRA of rank 16 in
+DPO on pairs of equal lengths, shape of Qwen2.5-7B with random weights, bfloat16 (10 bytes of state a weight; LoRA of rank 16 in
 float32), {tokens} packed tokens a step, reference log-probs known beforehand, no checkpointing. The plain step pads, makes logits of
 all positions and recomputes activations. Shares are useful FLOPs (no padding, no recomputation) over 989 TFLOP/s.
 Goals, floor and aim, are for one H200.
