@@ -551,6 +551,7 @@ def test_options_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         ({"train": "full", "quantize": 4}, "needs an adapter"),
         ({"quantize": 3}, "4 and 8 bits"),
         ({"engine": "tree"}, "known are fast and plain"),
+        ({"tokens_per_batch": -3}, "tokens_per_batch is -3, needed a number of tokens"),
     ):
         with pytest.raises(PreftuneError, match=message):
             load(folder, **options)

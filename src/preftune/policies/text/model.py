@@ -417,6 +417,9 @@ def load(
 
     if engine not in ("fast", "plain"):
         raise PreftuneError(f"engine is {engine!r}; known are fast and plain; use one of them")
+    for name, value in (("tokens_per_batch", tokens_per_batch), ("trunk_tokens", trunk_tokens)):
+        if value is not None and value < 0:
+            raise PreftuneError(f"{name} is {value}, needed a number of tokens, or 0 for one response a pass; leave it out for the default")
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     source = find_source(model)
