@@ -172,11 +172,9 @@ def rows(tiny: bool = False) -> dict[str, list[Row]]:
 
     long_short, short_long = (512, 128, 10, 13), (128, 512, 4.5, 5.5)
     found = {
-        "equal": [
-            equal(64, 64, 4, (1.6, 1.9), (2.1, 2.5)),
-            equal(512, 128, 1, (2.1, 2.6), (2.9, 3.5)),
-            equal(128, 512, 1, (1.3, 1.5), (1.7, 2.0)),
-        ],
+        "equal": [equal(64, 64, 4, (1.6, 1.9), (2.1, 2.5))],
+        "equal-prompt": [equal(512, 128, 1, (2.1, 2.6), (2.9, 3.5))],
+        "equal-response": [equal(128, 512, 1, (1.3, 1.5), (1.7, 2.0))],
         "natural": [
             Row(
                 "6 layers, log-normal lengths around (64, 64), 8 pairs",

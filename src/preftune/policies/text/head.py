@@ -3,7 +3,7 @@
 Logits exist a chunk at a time, and are turned in place into the slope of the loss with respect to them, p - onehot.
 What both passes cost together, in units of the head's own product (2 N d V operations):
 
-    the head trains   3 where the slopes of a pass fit into KEEP bytes; otherwise 4, logits are made again
+    the head trains   3 where the slopes of a pass may wait for the backward pass (`room`); otherwise 4, logits are made again
     it is frozen      2: all that is kept is U_t = (p_t - onehot) W, [N, d], and an upstream gradient g gives -g_t U_t
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from .kernels import token_logp_
 
 CHUNK = 1 << 23  #  logits that exist at a time otherwise: 32 MiB in float32
-KEEP = 128 << 20  # bytes of slopes that wait for the backward pass
+KEEP = 128 << 20  # bytes of slopes that wait for the backward pass in any case
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,17 @@ class Head:
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
-def token_logp(head: Head, hidden: Tensor, targets: Tensor, *, collision: bool = False) -> tuple[Tensor, Tensor | None]:
-    """log p(target) float32 [N] for hidden states [N, d], and log sum_v p_v^2 [N], without gradient, where it is asked for."""
+def token_logp(
+    head: Head, hidden: Tensor, targets: Tensor, *, collision: bool = False, keep: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """log p(target) float32 [N] for hidden states [N, d], and log sum_v p_v^2 [N], without gradient, where it is asked for.
+
+    `keep` bytes of slopes may wait for the backward pass, those of all tokens or none; KEEP if left out.
+    """
     weight, bias = head.weight, head.bias
     if not torch.is_grad_enabled():  # a function is told of weights that train, not of passes without gradient
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-    logp, second = TokenLogp.apply(hidden, weight, bias, targets, head, collision)
+    logp, second = TokenLogp.apply(hidden, weight, bias, targets, head, collision, KEEP if keep is None else keep)
     return logp, second if collision else None
 
 
@@ -70,9 +75,10 @@ def chunk(
     return logp, logits, second
 
 
-def keeps(tokens: int, vocabulary: int, size: int) -> bool:
-    """Whether the slopes of a pass wait for its backward pass: of all its tokens or of none."""
-    return tokens * vocabulary * size <= KEEP
+def room(tokens: int, width: int, layers: int, size: int) -> int:
+    """Bytes of slopes that may wait for the backward pass of so many tokens: KEEP, or a quarter of what the layers keep until then, some
+    16 numbers for each of the width."""
+    return max(KEEP, 4 * tokens * width * layers * size)
 
 
 class TokenLogp(torch.autograd.Function):
@@ -80,13 +86,13 @@ class TokenLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, collision: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, collision: bool, room: int
     ) -> tuple[Tensor, Tensor]:
-        states, given, _, _, _, _ = ctx.needs_input_grad
+        states, given, *_ = ctx.needs_input_grad
         ctx.trains = given or ctx.needs_input_grad[2]
         with torch.autocast(hidden.device.type, enabled=False):
             cast, h = head.cast(), hidden.to(head.dtype)
-            keep = ctx.trains and keeps(len(h), len(weight), h.element_size())
+            keep = ctx.trains and len(h) * len(weight) * h.element_size() <= room
             step = len(h) if keep else max(1, CHUNK // len(weight))
             kept = h.new_empty(len(h) if keep else 0, len(weight))
             moves = h.new_empty(h.shape if states and not ctx.trains else (0, h.shape[1]))
@@ -110,7 +116,7 @@ class TokenLogp(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, kept, moves = ctx.saved_tensors
         if not ctx.trains:
-            return (moves * -g[:, None]).to(hidden.dtype), None, None, None, None, None
+            return (moves * -g[:, None]).to(hidden.dtype), *[None] * 6
         with torch.autocast(hidden.device.type, enabled=False):
             cast = Head(weight, bias, ctx.head.scale, ctx.head.softcap, ctx.head.dtype).cast()
             h = hidden.to(cast.dtype)
@@ -123,7 +129,7 @@ class TokenLogp(torch.autograd.Function):
                 torch.mm(slope, cast.weight, out=to_hidden[a:b]).mul_(up)
                 to_weight = added(to_weight, slope.T, up * h[a:b], weight.dtype)
                 to_bias = None if bias is None else added(to_bias, slope.T, up, bias.dtype)
-        return to_hidden.to(hidden.dtype), to_weight, None if to_bias is None else to_bias[:, 0], None, None, None
+        return to_hidden.to(hidden.dtype), to_weight, None if to_bias is None else to_bias[:, 0], *[None] * 4
 
 
 def added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ... import processes
 from ...types import PreftuneError, Rows, Scored, Want
 from . import attention
-from .head import Head, token_logp
+from .head import Head, room, token_logp
 from .layout import Branch, Pack, lines, pack, tokens_of
 from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
@@ -135,6 +135,7 @@ class Network(nn.Module):
         self.embeddings_flaw: str | None = None  # why they cannot take the place of ids; None: not asked yet
         self.shards: Shards | None = None  #   where every process holds a part of the weights
         self.width = 0  #                      d of the last hidden state
+        self.depth = max((len(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), default=0)  # layers
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.engine_note = f"{engine}, as asked"
         self.trunk_note = "none: every layer or an adapter trains"
@@ -471,10 +472,14 @@ class Network(nn.Module):
         target = self.head().cap(target if head.bias is None else target + head.bias[targets].float())
         return target - logits.logsumexp(1), second
 
-    def head_logp(self, hidden: Tensor, targets: Tensor, collision: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`chunk_logp` in chunks, so that [N, V] never exists at once: fused, or several recomputed in the backward pass."""
+    def head_logp(
+        self, hidden: Tensor, targets: Tensor, collision: bool = False, tokens: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`chunk_logp` in chunks, so that [N, V] never exists at once: fused, or several recomputed in the backward pass. `tokens` went
+        through the layers for these N."""
         if self.engine == "fast" and self.plain_head:
-            return token_logp(self.head(), hidden, targets, collision=collision)
+            keep = room(tokens or len(targets), self.width, self.depth - self.cut, hidden.element_size())
+            return token_logp(self.head(), hidden, targets, collision=collision, keep=keep)
         step = max(1, CHUNK // self.lm.get_output_embeddings().weight.shape[0])
         if len(targets) <= step:
             return self.chunk_logp(hidden, targets, collision)
@@ -506,7 +511,7 @@ class Network(nn.Module):
         at: list[Tensor] = []
         for one in packs:
             hidden = self.states(one)
-            found, more = self.head_logp(hidden[one.reads().to(self.device)], self.ids(one.targets()), collision)
+            found, more = self.head_logp(hidden[one.reads().to(self.device)], self.ids(one.targets()), collision, len(hidden))
             logp += found.split(one.lengths)
             at += hidden[one.own().to(self.device)].split(one.lengths) if states else ()
             second += () if more is None else more.split(one.lengths)

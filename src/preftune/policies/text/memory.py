@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import processes
-from .head import CHUNK, keeps
+from .head import CHUNK, room
 
 if TYPE_CHECKING:
     from .logprob import Network
@@ -53,7 +53,8 @@ class Footprint:
         """As if every token were scored: the slopes that wait for the backward pass if the head trains and they may, otherwise the
         logits at hand at one time, twice in float32 and in 16 bits besides."""
         passes, logits = max(1, math.ceil(tokens / self.a_pass)), tokens * self.vocabulary
-        if self.head_trains and keeps(math.ceil(tokens / passes), self.vocabulary, self.size):
+        may = passes * room(math.ceil(tokens / passes), round(self.entrance / self.size), len(self.active()), self.size)
+        if self.head_trains and logits * self.size <= may:
             return logits * self.size
         return min(logits, CHUNK) * (8 if self.size == 4 else 12)
 
