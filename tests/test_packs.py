@@ -39,7 +39,7 @@ def both_gradients(fast: Any, plain: Any, rows: Rows) -> tuple[float, float]:
         logp = policy.score(rows).logp
         loss = -torch.nn.functional.logsigmoid(0.1 * (logp[:, 0] - logp[:, 1])).sum()
         loss.backward()
-        found.append((float(loss), [p.grad.double() if p.grad is not None else None for p in policy.parameters()]))
+        found.append((float(loss.detach()), [p.grad.double() if p.grad is not None else None for p in policy.parameters()]))
     (mine, ours), (right, theirs) = found
     assert [g is None for g in ours] == [g is None for g in theirs]
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
