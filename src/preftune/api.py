@@ -586,12 +586,7 @@ def _reference(policy: Any, method: Method) -> Any:
     """The frozen start; of a language model its log-probs are kept on disk where responses come again: given ones and a round's."""
     if not _compares(policy, method):
         return None
-    reference = policy.reference()
-    if isinstance(policy, TabularPolicy) or not (method.offline or method.collect_every == "round"):
-        return reference
-    from .policies.text.cache import CachedReference
-
-    return CachedReference(reference)
+    return training.kept(policy.reference(), method.offline or method.collect_every == "round")
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------

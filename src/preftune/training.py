@@ -309,7 +309,7 @@ def run(
                 stopped = keeper.ended()
             if _due(method, step, per_round) and len(roles) > 1:  # evaluated before: against itself a policy shows nothing
                 moving = method.reference(learner.roles)
-                learner.roles = {name: p if p is learner.roles.get(name) else _kept(p, by_rounds) for name, p in moving.items()}
+                learner.roles = {name: p if p is learner.roles.get(name) else kept(p, by_rounds) for name, p in moving.items()}
             moved |= {name for name in roles if learner.roles.get(name) is not roles[name]} & set(learner.roles)
             for callback in callbacks:
                 if callback(Event(step, told, learner, folder)):
@@ -411,9 +411,10 @@ def _round(
     return store.load(kept, learner.policy)
 
 
-def _kept(policy: Policy, by_rounds: bool) -> Policy:
-    """A role that stays for a round: scores of one batch come again in every epoch, and those of samples were made in sampling."""
-    return policy.cached() if by_rounds and hasattr(policy, "cached") else policy
+def kept(policy: Policy, again: bool) -> Policy:
+    """A frozen policy, its log-probs on disk where it can do that and the same responses come again: given ones, and those of a round in
+    every epoch, which sampling has scored already."""
+    return policy.cached() if again and hasattr(policy, "cached") else policy
 
 
 def _same(batch: Rows) -> RowsAgainst:
@@ -439,7 +440,7 @@ def _restore(learner: GradientLearner, saved: Path, keeper: _Keeper, identity: M
     for name, parameters in state["roles"].items():
         moved = learner.policy.copy()
         moved.load(parameters)
-        learner.roles[name] = _kept(moved, learner.method.collect_every == "round")
+        learner.roles[name] = kept(moved, learner.method.collect_every == "round")
     checkpoint.restore_rng(state["rng"])
     return int(state["step"])
 

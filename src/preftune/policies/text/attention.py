@@ -111,13 +111,10 @@ def one(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, windo
 
 
 def mask_of(segments: Segments, n: int, s: int, window: int | None, like: Tensor) -> Tensor:
-    """[n, S], 0 where a query sees a key and -inf elsewhere; made once for all layers of a pass, in the precision that autocast would
-    cast it to for each of them."""
-    kind = like.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-    key = (n, s, window, dtype)
+    """[n, S], 0 where a query sees a key and -inf elsewhere; made once for all layers of a pass."""
+    key = (n, s, window, like.dtype)
     if key not in segments.made:
         ahead = torch.arange(s, device=like.device) - torch.arange(s - n, s, device=like.device)[:, None]  # key minus query
         seen = ahead <= 0 if window is None else (ahead <= 0) & (ahead > -window)
-        segments.made[key] = torch.zeros(n, s, dtype=dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+        segments.made[key] = torch.zeros(n, s, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
     return segments.made[key]  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import token_logp_
+from .kernels import cap_, token_logp_
 
 CHUNK = 1 << 23  #  logits that exist at a time otherwise: 32 MiB in float32
 KEEP = 128 << 20  # bytes of slopes that wait for the backward pass in any case
@@ -38,8 +38,7 @@ class Head:
 
     def cap(self, logits: Tensor) -> Tensor:
         """In place."""
-        logits = logits.mul_(self.scale) if self.scale != 1 else logits
-        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return cap_(logits, self.softcap, self.scale)
 
 
 def token_logp(
