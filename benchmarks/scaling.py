@@ -99,11 +99,12 @@ def counted(one: Ours, rows: Any) -> float:
 
     clear([one])
     aten = torch.ops.aten
-    attention = {
+    ours = {
+        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *more, **_: 2 * math.prod(x) * weight[0],
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *more, **_: attended(q, k, more[1:2]),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, *more, **_: 2.5 * attended(q, k, more[4:5]),
     }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         one.step(rows)
     return float(counter.get_total_flops())
 

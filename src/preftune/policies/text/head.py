@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .kernels import cap_, token_logp_
+from .layers import product
 
 CHUNK = 1 << 23  #  logits that exist at a time otherwise: 32 MiB in float32
 KEEP = 128 << 20  # bytes of slopes that wait for the backward pass in any case
@@ -55,15 +56,12 @@ def token_logp(
     return logp, second if collision else None
 
 
-def chunk(
-    head: Head, hidden: Tensor, targets: Tensor, out: Tensor | None = None, *, slope: bool, collision: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """For a cast head: log p float32 [n]; where asked for -d log p / d (h W^T + b), [n, V], made in `out`; log sum_v p_v^2 [n].
+def chunk(head: Head, hidden: Tensor, targets: Tensor, *, slope: bool, collision: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """For a cast head: log p float32 [n]; where asked for -d log p / d (h W^T + b), [n, V]; log sum_v p_v^2 [n].
 
     In 16 bits the target's logit is computed apart in float32 (32 times smaller error than the rounded logit).
     """
-    logits = torch.mm(hidden, head.weight.T, out=out)
-    logits = logits if head.bias is None else logits.add_(head.bias)
+    logits = product(hidden, head.weight, head.bias)
     apart = None
     if logits.dtype in (torch.bfloat16, torch.float16):
         apart = (hidden.float() * head.weight[targets].float()).sum(1)
@@ -93,18 +91,17 @@ class TokenLogp(torch.autograd.Function):
             cast, h = head.cast(), hidden.to(head.dtype)
             keep = ctx.trains and len(h) * len(weight) * h.element_size() <= room
             step = len(h) if keep else max(1, CHUNK // len(weight))
-            kept = h.new_empty(len(h) if keep else 0, len(weight))
+            kept = h.new_empty(0, len(weight))
             moves = h.new_empty(h.shape if states and not ctx.trains else (0, h.shape[1]))
             logp, second = [], []
             for a in range(0, len(h), step):
                 b = min(a + step, len(h))
-                lp, slope, more = chunk(
-                    cast, h[a:b], targets[a:b], kept if keep else None, slope=keep or len(moves) > 0, collision=collision
-                )
+                lp, slope, more = chunk(cast, h[a:b], targets[a:b], slope=keep or len(moves) > 0, collision=collision)
+                kept = slope if keep else kept
                 logp.append(lp)
                 second.append(lp if more is None else more)
                 if len(moves):
-                    torch.mm(slope, cast.weight, out=moves[a:b])
+                    moves[a:b] = product(slope, cast.weight.T)
         ctx.head, ctx.step = head, step
         ctx.save_for_backward(hidden, weight, bias, targets, kept, moves)
         both = torch.cat(logp), torch.cat(second)
@@ -125,7 +122,7 @@ class TokenLogp(torch.autograd.Function):
                 b = min(a + ctx.step, len(h))
                 slope = kept if len(kept) else chunk(cast, h[a:b], targets[a:b], slope=True, collision=False)[1]
                 up = -g[a:b, None].to(cast.dtype)
-                torch.mm(slope, cast.weight, out=to_hidden[a:b]).mul_(up)
+                to_hidden[a:b] = product(slope, cast.weight.T).mul_(up)
                 to_weight = added(to_weight, slope.T, up * h[a:b], weight.dtype)
                 to_bias = None if bias is None else added(to_bias, slope.T, up, bias.dtype)
         return to_hidden.to(hidden.dtype), to_weight, None if to_bias is None else to_bias[:, 0], *[None] * 4

@@ -7,7 +7,10 @@ arithmetic on either: it changes memory and speed, never what is learned.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import platform
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -30,6 +33,7 @@ USED = 0.9  #          share of the free memory that is planned with: allocators
 LEAST = 1024  #        tokens: rather compute activations of some layers again than go below
 HOLES = 0.6  #         of the activations, that the C library holds besides on a CPU: freed blocks between blocks in use
 LIMIT = Path("/sys/fs/cgroup")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,17 @@ def told(made: MemoryPlan) -> list[str]:
 # --- the device -----------------------------------------------------------------------------------------------------
 
 
+def keep_freed(threshold: int = 1 << 30) -> None:
+    """Let the C library keep what a step frees for the next one, where it is glibc's and its own variables do not say otherwise: given
+    back to the system each time, a step of a small model spends a twentieth of its time on being given the same memory again. Blocks
+    from `threshold` bytes on are still given back."""
+    told = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
+    if not told and sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, threshold)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def free(device: torch.device) -> int:
     """Bytes that every process can still get, so that all plan alike: what its own allocator keeps idle counts as free."""
     return int(-processes.largest(-_free(device)))
@@ -334,9 +349,9 @@ def repeatable(network: Network) -> bool:
 
 
 PRECISIONS = {  # bytes of a weight, of its gradient, of its cast; of d in a layer's activations, and of any other number there
-    "float32": (4, 4, 0, 24, 4),
-    "mixed": (4, 4, 2, 26, 2),  #     float32 weights, passes in bfloat16 by autocast, which casts what enters each linear layer
-    "bfloat16": (2, 2, 0, 16, 2),
+    "float32": (4, 4, 0, 16, 4),
+    "mixed": (4, 4, 2, 18, 2),  #     float32 weights, passes in bfloat16 by autocast, which casts what enters each linear layer
+    "bfloat16": (2, 2, 0, 8, 2),
 }
 
 
@@ -355,10 +370,11 @@ def llama(
     """A Llama-shaped model on paper, trained whole, with packs and an attention that keeps what comes in and what goes out.
 
     A token's activations in a layer (d width, q = heads * head_dim, k = kv_heads * head_dim, f ffn), in float32 4 bytes each:
-        two norms       2 (3 d + 1)    what comes in, its scale, the normalised, and that times the weight
+        two norms       2 (2 d + 1)    what comes in, its scale, and what goes out
         attention       2 q + 2 k      q, k and v after rotation, and the output
-        gated linear    4 f            gate, its SiLU, up, their product
-    In 16 bits q, k and f have 2 bytes; the norms keep what comes in, and with autocast the normalised, in float32; the scales always.
+        gated linear    3 f            gate, up, and what goes out
+    In 16 bits q, k and f have 2 bytes, and so has what enters and leaves a norm. With autocast 4 bytes enter it, and every linear
+    layer keeps a cast of its own of what leaves it. Scales always have 4.
     Flash kernels keep a log-sum-exp of every head besides, and where they run piece by piece the keys and values of
     [prompt | response] again; `count` sees that.
     """
@@ -366,7 +382,7 @@ def llama(
     q, k = heads * head_dim, kv_heads * head_dim
     block, table = 2 * width * (q + k) + 3 * width * ffn, vocabulary * width
     numbers = layers * (block + 2 * width) + width + (1 if tied else 2) * table
-    layer = norms * width + 8 + inner * (2 * q + 2 * k + 4 * ffn)
+    layer = norms * width + 8 + inner * (2 * q + 2 * k + 3 * ffn)
     size = 4 if precision == "float32" else 2
     return Footprint(
         weights=weight * numbers,

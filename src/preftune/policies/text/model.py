@@ -23,7 +23,7 @@ from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, LogpCache, cache_folder, remember
 from .generate import by_row, generate, step
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
-from .memory import layers_of, repeatable
+from .memory import keep_freed, layers_of, repeatable
 from .mixture import TextMixture
 from .sharding import Shards
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
@@ -422,6 +422,8 @@ def load(
             raise PreftuneError(f"{name} is {value}, needed a number of tokens, or 0 for one response a pass; leave it out for the default")
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
+    if place.type == "cpu":
+        keep_freed()
     source = find_source(model)
     adapter = source if (Path(source) / "adapter_config.json").is_file() else None
     base = adapter_base(Path(adapter)) if adapter else source
