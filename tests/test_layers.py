@@ -1,135 +1,151 @@
-"""The parts of a layer: the same values and gradients as torch's own, less kept, and no module touched that does something else."""
+"""Who may import whom: the arrows of docs/design.md, read from the source; and which imports wait until they are used."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, silu
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from preftune.policies.text import layers
+import preftune
 
-CONFIG = LlamaConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
-CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
-    "linear": (layers.Linear.apply, linear, [(2, 7, 48), (33, 48), (33,)]),
-    "gated": (layers.Gated.apply, lambda gate, up: silu(gate) * up, [(2, 7, 48), (2, 7, 48)]),
-    "norm": (
-        lambda x, w: layers.Norm.apply(x, w, 1e-5),
-        lambda x, w: w * (x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()),
-        [(2, 7, 48), (48,)],
-    ),
-}
+PACKAGE = Path(preftune.__file__).parent
 
+# From the ground up: a layer may import the layers above it in this list. Within a line, what stands on the two sides of
+# "|" does not know each other; what stands on one side does.
+LAYERS = (
+    "types numerics processes",
+    "logic ranking",
+    "objectives | exact",
+    "policies",
+    "data",
+    "judges",
+    "collect | reference | update",
+    "methods | learner optimisers minimiser checkpoint log probe provenance diagnostics",
+    "evaluation report",
+    "training",
+    "api arena solving conformance grid registry cli annotate __init__ __main__",
+)
+PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 
-def drawn(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
-
-
-def slopes(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Value and gradients of a fixed weighted sum of it."""
-    out = function(*inputs)
-    weights = torch.arange(out.numel(), dtype=torch.float64).cos().view(out.shape)
-    return [out.detach(), *torch.autograd.grad((out.double() * weights).sum(), inputs)]
+LATE = ("transformers", "diffusers", "datasets", "peft", "matplotlib", "sklearn", "pandas", "gguf")  # only inside functions
+FROM_POLICIES_UP = ("transformers", "diffusers", "datasets", "peft")
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_float64(name: str, dtype: torch.dtype, error: float) -> None:
-    ours, theirs, shapes = CASES[name]
-    inputs = drawn(shapes, dtype)
-    exact = slopes(theirs, [x.detach().double().requires_grad_() for x in inputs])
-    for value, truth in zip(slopes(ours, inputs), exact, strict=True):
-        assert value.dtype == dtype
-        assert (value.double() - truth).norm() <= error * truth.norm()
+@dataclass(frozen=True)
+class Import:
+    module: str  # absolute, "preftune.objectives.pairwise" or "torch.nn"
+    line: int
+    late: bool  #  inside a function or for type checkers only
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_only_gradients_that_are_asked_for_come_back(name: str) -> None:
-    ours, _, shapes = CASES[name]
-    inputs = drawn(shapes)
-    for i, one in enumerate(inputs):
-        alone = [x.detach().requires_grad_(j == i) for j, x in enumerate(inputs)]
-        everything = slopes(ours, inputs)[1 + i]
-        weights = torch.arange(ours(*alone).numel(), dtype=torch.float64).cos().view(ours(*alone).shape)
-        assert torch.equal(torch.autograd.grad((ours(*alone).double() * weights).sum(), alone[i])[0], everything)
-        assert one.shape == everything.shape
+def imports(source: str, module: str, is_package: bool) -> Iterator[Import]:
+    """Every import of a module, relative ones made absolute."""
+
+    def visit(node: ast.AST, late: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, child.lineno, late) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                above = module.split(".")[: len(module.split(".")) - child.level + is_package] if child.level else []
+                base = ".".join([*above, *([child.module] if child.module else [])])
+                yield from (Import(f"{base}.{alias.name}", child.lineno, late) for alias in child.names)
+            checking = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+            yield from visit(child, late or checking or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+    yield from visit(ast.parse(source), False)
 
 
-def kept(model: Any, tokens: Tensor) -> int:
-    """Bytes that autograd keeps of a pass, each storage once, weights apart."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(input_ids=tokens, use_cache=False).logits  # held until all is counted, or addresses come twice
-    del out
-    return sum(found.values())
+def part(module: str) -> str:
+    """preftune.policies.text.model -> policies; preftune itself (its version) -> types."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 and names[1] in PLACE else "types"
 
 
-def test_a_model_gives_the_same_and_keeps_less() -> None:
-    torch.manual_seed(0)
-    plain = LlamaForCausalLM(CONFIG)
-    for norm in (m for m in plain.modules() if isinstance(m, LlamaRMSNorm)):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-    ours, tokens = copy.deepcopy(plain), torch.arange(60).view(2, 30)
-    assert layers.use(ours) >= {"LlamaMLP", "LlamaRMSNorm"}
-    assert kept(ours, tokens) < 0.9 * kept(plain, tokens)
-    for model in (plain, ours):
-        model(input_ids=tokens).logits.square().mean().backward()
-    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
-        assert mine.grad is not None and theirs.grad is not None
-        assert (mine.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What a module imports against the arrows, in words."""
+    own = "__init__" if module == "preftune" else module.split(".")[1]
+    if own not in PLACE:
+        return [f"{module}: {own} stands in no layer of tests/test_layers.py; add it there and in docs/design.md"]
+    found = []
+    for one in imports(source, module, is_package):
+        root = one.module.split(".")[0]
+        where = f"{module}, line {one.line}: imports {one.module}"
+        if root == "preftune":
+            other = part(one.module)
+            (level, side), (level_other, side_other) = PLACE[own], PLACE[other]
+            if other != own and (level_other > level or (level_other == level and side_other != side)):
+                found.append(f"{where}, but {own} may not know {other}")
+        if root in LATE and not one.late:
+            found.append(f"{where} when it is loaded; import it inside the function that uses it")
+        if root in FROM_POLICIES_UP and PLACE[own][0] < PLACE["policies"][0]:
+            found.append(f"{where}, which belongs to the policies and what stands above them")
+    return found
 
 
-def test_a_copy_computes_with_its_own_weights() -> None:
-    model = LlamaForCausalLM(CONFIG)
-    layers.use(model)
-    other, tokens = copy.deepcopy(model), torch.arange(8)[None]
-    before = model(input_ids=tokens).logits
-    for parameter in other.parameters():
-        nn.init.zeros_(parameter)
-    assert not other(input_ids=tokens).logits.any()
-    assert torch.equal(model(input_ids=tokens).logits, before)
+def sources() -> list[tuple[str, Path]]:
+    return [
+        (".".join(["preftune", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"), path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
 
 
-class OnePlus(LlamaRMSNorm):
-    """A norm whose weights are kept as their distance from 1, as Gemma keeps them."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states) * (1 + self.weight) / self.weight
-
-
-class Gelu(LlamaMLP):
-    """A gated unit with another function."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gelu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+def test_nothing_imports_upward() -> None:
+    found = [
+        line
+        for module, path in sources()
+        for line in violations(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
+    ]
+    assert not found, "\n".join(found)
 
 
-def test_what_computes_something_else_is_left_alone() -> None:
-    wrapped = LlamaRMSNorm(48)
-    wrapped.forward = lambda x: x  # type: ignore[method-assign,assignment]
-    found = nn.ModuleList([OnePlus(48), Gelu(CONFIG), wrapped, LlamaRMSNorm(48)])
-    assert layers.use(found) - {"Linear"} == {"LlamaRMSNorm"}
-    assert [("forward" in vars(module)) for module in found] == [False, False, True, True]
-    assert wrapped(torch.ones(3)).tolist() == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("preftune.objectives.planted", "from ..learner import GradientLearner", "objectives may not know learner"),
+        ("preftune.objectives.planted", "from .. import learner", "objectives may not know learner"),
+        ("preftune.objectives.planted", "def f():\n    import preftune.methods.dpo", "objectives may not know methods"),
+        ("preftune.exact.planted", "from ..objectives import pairwise", "exact may not know objectives"),
+        ("preftune.methods.planted", "from preftune.training import train", "methods may not know training"),
+        ("preftune.learner", "from .methods import METHODS", "learner may not know methods"),
+        ("preftune.policies.text.planted", "from ...judges import exact", "policies may not know judges"),
+        ("preftune.policies.text.planted", "import transformers", "import it inside the function"),
+        ("preftune.exact.planted", "def f():\n    from transformers import AutoModel", "belongs to the policies"),
+        ("preftune.novelty", "", "stands in no layer"),
+    ],
+)
+def test_a_planted_violation_is_found(module: str, source: str, said: str) -> None:
+    assert said in "\n".join(violations(source, module))
 
 
-def test_nobodys_random_numbers_move() -> None:
-    model = LlamaForCausalLM(CONFIG)
-    before = torch.get_rng_state()
-    layers.use(model)
-    assert torch.equal(torch.get_rng_state(), before)
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("preftune.methods.planted", "from ..objectives import pairwise\nfrom ..types import Method\nfrom .dpo import dpo"),
+        ("preftune.learner", "from . import numerics\nfrom .log import Log"),
+        ("preftune.policies.text.planted", "def f():\n    import transformers\nif TYPE_CHECKING:\n    from peft import PeftModel"),
+        ("preftune.cli.planted", "from .. import __version__\nfrom ..training import train"),
+    ],
+)
+def test_what_follows_the_arrows_passes(module: str, source: str) -> None:
+    assert violations(source, module) == []
+
+
+@pytest.mark.parametrize("program", ["import preftune", "import runpy; sys.argv = ['preftune', '--help']; runpy.run_module('preftune')"])
+def test_importing_the_package_and_asking_for_help_load_no_heavy_library(program: str) -> None:
+    heavy = ["torch", "numpy", "scipy", *LATE]
+    check = f"import sys, atexit; atexit.register(lambda: print('heavy:', [m for m in {heavy!r} if m in sys.modules])); {program}"
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "heavy: []" in ran.stdout
+
+
+def test_every_public_name_exists_and_none_is_also_a_module() -> None:
+    modules = {module.split(".")[1] for module, _ in sources() if module != "preftune"}
+    assert not modules & set(preftune.__all__)
+    for name in preftune.__all__:
+        assert getattr(preftune, name) is not None

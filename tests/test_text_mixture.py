@@ -80,7 +80,7 @@ def test_every_token_is_drawn_from_the_mixed_logits_of_both(kind: str | int) -> 
             so_far: tuple[int, ...] = ()
             for t, (token, logp) in enumerate(zip(y.tokens[b][s], y.logp[b][s], strict=True)):
                 mixed = (1 - w) * logits(one, (*prompt, *so_far)) + w * logits(two, (*prompt, *so_far))
-                assert int(choose(mixed[None], torch.tensor([uniforms[s][b, t]]))) == token
+                assert int(choose(mixed[None], torch.tensor([uniforms[s][b, t]]))[0]) == token
                 torch.testing.assert_close(float(mixed.log_softmax(0)[token]), logp, rtol=1e-4, atol=1e-5)
                 so_far += (token,)
     assert len({len(tokens) for row in y.tokens for tokens in row}) > 1

@@ -450,23 +450,70 @@ def test_sampled_tokens_follow_the_models_probabilities() -> None:
 def test_truncated_laws_keep_the_likeliest_tokens() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]))
     law = Choice(1.0, 2, 1.0).law(logits)
-    torch.testing.assert_close(law, torch.tensor([[2 / 3, 1 / 3, 0, 0, 0]], dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(law, torch.tensor([[0.5, 0.25, 0, 0, 0]], dtype=torch.float64), rtol=1e-6, atol=0)
     law = Choice(1.0, 0, 0.8).law(logits)  # 0.5 + 0.25 < 0.8 <= 0.5 + 0.25 + 0.125
     assert (law[0] > 0).tolist() == [True, True, True, False, False]
+    assert (Choice(1.0, 0, 1.0, 0.3).law(logits)[0] > 0).tolist() == [True, True, False, False, False]  # from 0.15 on
+    tokens, logp, kept = Choice(1.0, 3, 1.0)(logits, torch.tensor([0.9], dtype=torch.float64))
+    assert (tokens.item(), round(logp.exp().item(), 6), round(kept.exp().item(), 6)) == (2, 0.125, 0.875)
     law = Choice(0.5, 0, 1.0).law(logits)
     torch.testing.assert_close(law[0, 0] / law[0, 1], torch.tensor(4.0, dtype=torch.float64), rtol=1e-6, atol=0)
     ends = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert Choice(1.0, 3, 1.0)(logits.expand(2, -1), ends).tolist() == [0, 2]  # never a token without mass
-    assert Choice(1.0, 2, 1.0)(logits.flip(1).expand(2, -1), ends).tolist() == [3, 4]
+    assert Choice(1.0, 3, 1.0)(logits.expand(2, -1), ends)[0].tolist() == [0, 2]  # never a token without mass
+    assert Choice(1.0, 2, 1.0)(logits.flip(1).expand(2, -1), ends)[0].tolist() == [3, 4]
     wide = torch.randn(8, 4000, generator=torch.Generator().manual_seed(0)) * 4
     falling, order = wide.double().softmax(-1).sort(-1, descending=True)
     plain = torch.zeros(8, 4000).scatter(1, order, (falling.cumsum(-1) - falling < 0.9).float())
     assert torch.equal(Choice(1.0, 0, 0.9).law(wide) > 0, plain > 0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_inverse_is_that_of_the_whole_distribution_function(temperature: float) -> None:
+    """Against running sums over all columns in float64; a number within 1e-6 of an end between two columns may go to either."""
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(1)) * 3
+    logits[:, 900:] = -torch.inf  # tokens without mass at the end, as in a padded vocabulary
+    uniform = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    uniform[:2] = torch.tensor([0.0, math.nextafter(1.0, 0.0)])
+    total = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    tokens, logp, kept = Choice(temperature)(logits, uniform)
+    below = torch.cat([torch.zeros(64, 1, dtype=torch.float64), total], 1)
+    low, high = (below.gather(1, (tokens + end)[:, None])[:, 0] for end in (0, 1))
+    assert (low <= uniform + 1e-6).all() and (uniform <= high + 1e-6).all() and (high > low).all()
+    torch.testing.assert_close(logp, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+    assert not kept.any()
+
+
+def test_a_text_ends_a_response_which_keeps_the_tokens_that_complete_it() -> None:
+    policy = tiny_policy()
+    rows = encoded(policy)
+    free = policy.sample(rows, 4, Key.of(0), max_new_tokens=12)
+    assert policy.sample(rows, 4, Key.of(0), max_new_tokens=12, stop=["no such text"]).tokens == free.tokens
+    mark = policy.tokenizer.decode(free.tokens[0][0][3:5])
+    ended = policy.sample(rows, 4, Key.of(0), max_new_tokens=12, stop=[mark])
+    assert len(ended.tokens[0][0]) <= 5
+    for whole, cut in zip(sum(free.tokens, ()), sum(ended.tokens, ()), strict=True):
+        assert whole[: len(cut)] == cut
+        assert mark not in policy.tokenizer.decode(cut[:-1])
+        assert cut == whole or mark in policy.tokenizer.decode(cut)
+
+
+def test_the_mass_that_truncation_leaves_is_kept() -> None:
+    policy = tiny_policy()
+    rows = encoded(policy)
+    y = policy.sample(rows, 3, Key.of(0), top_p=0.5, max_new_tokens=4)
+    for b, prompt in enumerate(rows.prompt):
+        for tokens, kept in zip(y.tokens[b], y.kept[b], strict=True):  # type: ignore[index]
+            for t in range(len(tokens)):
+                law = Choice(1.0, 0, 0.5).law(policy.network.lm(input_ids=torch.tensor([[*prompt, *tokens[:t]]])).logits[:, -1])
+                assert law[0, tokens[t]] > 0
+                torch.testing.assert_close(float(law.sum().log().detach()), kept[t], rtol=1e-4, atol=1e-5)
+    assert policy.sample(rows, 3, Key.of(0), max_new_tokens=4).kept is None
+    assert TextResponses.unpack(y.take([1]).join(y.take([0])).pack()).kept == y.take([1]).join(y.take([0])).kept
+
+
 def test_impossible_decoding_is_refused() -> None:
     policy = tiny_policy()
-    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}):
+    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}, {"min_p": 1.0}, {"stop": [""]}):
         with pytest.raises(PreftuneError, match="needed are"):
             policy.sample(encoded(policy), 1, Key.of(0), **wrong)
     with pytest.raises(TypeError, match="top_q"):

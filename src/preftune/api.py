@@ -622,7 +622,7 @@ def _measure(
         drawn = measures.draw(policy, prompts, 1, key, judge=judges[0] if judges else None, decoding=decoding)
         found |= measures.on_samples(policy, drawn, reference=reference, key=key)
         if reference is not None and not drawn.plain:  # cooled or truncated samples cannot estimate the KL, a few plain ones can
-            uncut = {name: value for name, value in (decoding or {}).items() if name not in ("temperature", "top_k", "top_p")}
+            uncut = {name: value for name, value in (decoding or {}).items() if name not in ("temperature", "top_k", "top_p", "min_p")}
             few = measures.draw(policy, prompts.take(range(min(len(prompts), KL_SAMPLES))), 1, key.fold("kl"), decoding=uncut)
             measured = measures.on_samples(policy, few, reference=reference, key=key)
             found |= {name: measured[name] for name in ("kl", "kl_k3")}
@@ -719,7 +719,9 @@ def evaluate(
 def generate(
     model: Any, prompts: Sequence[Any], *, n: int = 1, seed: int = 0, load: Mapping[str, Any] | None = None, **decoding: Any
 ) -> list[list[str]]:
-    """n answers to each prompt (a string or chat messages): [prompts][n]. decoding: temperature, top_p, top_k, max_new_tokens."""
+    """n answers to each prompt (a string or chat messages): [prompts][n].
+
+    decoding: temperature, top_k, top_p, min_p, stop, max_new_tokens."""
     policy = load_policy(model, **(load or {}))
     from .data.columns import Record
 

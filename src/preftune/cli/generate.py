@@ -19,6 +19,8 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw among the k likeliest tokens; 0: among all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw among tokens with at least this share of the likeliest one's probability.")] = 0.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends an answer; may be repeated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal answers.")] = 0,
     load: Load = None,
@@ -44,6 +46,8 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        stop=stop or (),
         max_new_tokens=max_new_tokens,
     )
     if json:

@@ -8,7 +8,7 @@ code. The mask is the one thing that every model hands from its first layer to i
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from . import attention_cpu
 from .attention_cuda import WAYS, lowered, way_for
 from .layout import Segments
+
+if TYPE_CHECKING:
+    from .decode import Shared
 
 NAMES = {"sdpa": "preftune-sdpa", "eager": "preftune-eager"}
 
@@ -49,13 +52,18 @@ def over(plain: Any) -> Any:
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> tuple[Tensor, Any]:
         segments: Segments | None = getattr(attention_mask, "segments", None)
-        if segments is None:
+        writing: Shared | None = getattr(attention_mask, "writing", None)
+        if segments is None and writing is None:
             return plain(module)(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
         if options.get("s_aux") is not None or options.get("position_bias") is not None:
             raise Unpackable("attention sinks or a bias of positions")
         scale = options.get("scaling") or query.shape[-1] ** -0.5
         window, softcap = options.get("sliding_window"), options.get("softcap")
         query, key, value = lowered(query, key, value)
+        if writing is not None and segments is not None:
+            writing.keep_prompts(module.layer_idx, key, value)
+        if segments is None:
+            return writing.attend(module.layer_idx, query, key, value, scale, window, softcap), None  # type: ignore[union-attr]
         if softcap is None and attention_cpu.suits(query, segments, window):
             return attention_cpu.attend(query, key, value, segments, scale), None
         way = WAYS.get(way_for(query, softcap), pieces)
@@ -68,11 +76,12 @@ class Unpackable(Exception):
     """A layer wants something of its attention that packs do not have; the model is then scored by whole sequences."""
 
 
-def pack_mask(segments: Segments, device: torch.device) -> Tensor:
-    """A mask of no size that carries the segments. Having four dimensions, it keeps transformers from making one of its own: out of
-    the positions it would cut every response off from its prompt."""
+def pack_mask(device: torch.device, segments: Segments | None, writing: Shared | None = None) -> Tensor:
+    """A mask of no size that carries the segments of a pack, the samples that follow its prompts, or for one token of these the samples
+    alone. Having four dimensions, it keeps transformers from making one of its own: out of the positions it would cut every response
+    off from its prompt."""
     mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
-    mask.segments = segments  # type: ignore[attr-defined]
+    mask.segments, mask.writing = segments, writing  # type: ignore[attr-defined]
     return mask
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from .layers import close
 from .layout import Branch, Pack, lines, pack, tokens_of
 from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
+
+if TYPE_CHECKING:
+    from .decode import Shared
 
 CHUNK = 1 << 24  # logits that a head which is not fused makes at a time: 64 MiB in float32
 PROBE = 24  #      tokens of the sequence that checks the cuts of a model
@@ -324,11 +327,11 @@ class Network(nn.Module):
         hidden = decoder(use_cache=False, **inputs).last_hidden_state
         return [h[:n] for h, n in zip(hidden.unbind(0), lengths, strict=True)]
 
-    def run_pack(self, decoder: Any, name: str, x: Tensor, one: Pack) -> Tensor:
-        """Hidden states [N, d] of a pack."""
+    def run_pack(self, decoder: Any, name: str, x: Tensor, one: Pack, writing: Shared | None = None) -> Tensor:
+        """Hidden states [N, d] of a pack, whose keys and values are kept where samples are to follow."""
         return decoder(  # type: ignore[no-any-return]
             **{name: x[None]},
-            attention_mask=attention.pack_mask(one.segments, self.device),
+            attention_mask=attention.pack_mask(self.device, one.segments, writing),
             position_ids=one.positions().to(self.device)[None],
             use_cache=False,
         ).last_hidden_state[0]
@@ -678,7 +681,7 @@ def engine(network: Network) -> str:
 
     return " ".join(
         [
-            "preftune-text-2",
+            "preftune-text-3",
             f"torch-{torch.__version__} transformers-{transformers.__version__}",
             f"{network.device.type} {network.dtype} {network.lm.config._attn_implementation}",
             f"{network.engine} {'alone' if network.tokens_per_batch <= 0 else 'batched'} cut-{network.cut} {sys.byteorder}",

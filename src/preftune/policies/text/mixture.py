@@ -14,16 +14,24 @@ from .logprob import CHUNK, Measured, assemble, pairs_of
 from .tokens import Pair, TextResponses, Tokens
 
 if TYPE_CHECKING:
+    from .decode import Writing
     from .model import TextPolicy
 
 
-class Caches(tuple[Any, ...]):
-    """The caches of both models, whose lines are those of one batch."""
+class Both:
+    """Samples that two models write together: each line is a line of both."""
 
-    def batch_select_indices(self, lines: Tensor) -> None:
-        """Keep these lines, in this order."""
-        for cache in self:
-            cache.batch_select_indices(lines)
+    def __init__(self, mixture: TextMixture, states: Sequence[Writing]) -> None:
+        self.mixture, self.states = mixture, states
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """As Writing.step."""
+        return self.mixture.mixed(*(p.run(state.step, tokens) for p, state in zip(self.mixture.both, self.states, strict=True)))
+
+    def select(self, lines: Tensor) -> None:
+        """As Writing.select."""
+        for state in self.states:
+            state.select(lines)
 
 
 class TextMixture:
@@ -63,10 +71,10 @@ class TextMixture:
         self.both[1].network.check_length(max(map(len, rows.prompt), default=0) + decoding["max_new_tokens"])
         return by_row(rows, lambda part: generate(self, part, n, key, **decoding), self.tokenizer)
 
-    def step(self, ids: Tensor, mask: Tensor, cache: Caches | None) -> tuple[Tensor, Caches]:
-        """As TextPolicy.step, of both."""
-        logits, caches = zip(*(p.run(p.step, ids, mask, c) for p, c in zip(self.both, cache or (None, None), strict=True)), strict=True)
-        return self.mixed(*logits), Caches(caches)
+    def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Both]:
+        """As TextPolicy.begin, of both."""
+        logits, states = zip(*(policy.run(policy.begin, prompts, n, steps) for policy in self.both), strict=True)
+        return self.mixed(*logits), Both(self, states)
 
     def mixed(self, first: Tensor, second: Tensor) -> Tensor:
         """Logits [N, V], float32."""

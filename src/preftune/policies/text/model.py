@@ -21,7 +21,8 @@ from ... import processes
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, LogpCache, cache_folder, remember
-from .generate import by_row, generate, step
+from .decode import Writing, begin
+from .generate import by_row, generate
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
 from .memory import keep_freed, layers_of, repeatable
 from .mixture import TextMixture
@@ -88,10 +89,9 @@ class TextPolicy:
         """The same, its log-probs kept on disk."""
         return CachedReference(self)
 
-    def step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """What `generate.step` gives, for a sample under way: the parameters in the module are those that are there."""
-        self.network.mode()
-        return step(self.network.lm, ids, mask, cache)
+    def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Writing]:
+        """What `decode.begin` gives: the parameters in the module are those that are there."""
+        return begin(self.network, prompts, n, steps)
 
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1.

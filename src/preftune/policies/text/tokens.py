@@ -38,7 +38,8 @@ Pair = tuple[Prompt, Tokens]  # a prompt and a response to it
 class TextResponses:
     """K ragged token lists for each of B prompts; the end-of-turn token, where there is one, is part of the list.
 
-    `logp` keeps the log-probability of every sampled token (full vocabulary, temperature one) in the same ragged shape.
+    `logp` keeps the log-probability of every sampled token (full vocabulary, temperature one) in the same ragged shape, and `kept`,
+    where sampling was truncated, the log of the mass of the tempered law that was left to draw it from.
     An absent response is the empty tuple. The tokenizer serves `show` only.
     """
 
@@ -46,6 +47,7 @@ class TextResponses:
     logp: tuple[tuple[tuple[float, ...], ...], ...] | None = None  #  [B][K][T] nats, from sampling
     tokenizer: Any = field(default=None, compare=False, repr=False)
     law: Tensor | None = None  #                                      text is never enumerated
+    kept: tuple[tuple[tuple[float, ...], ...], ...] | None = None  #  [B][K][T] nats, at most 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,20 +67,21 @@ class TextResponses:
         def pick(table: Any) -> Any:
             return None if table is None else tuple(tuple(table[i][k] for k in columns) for i in rows)
 
-        return replace(self, tokens=pick(self.tokens), logp=pick(self.logp))
+        return replace(self, tokens=pick(self.tokens), logp=pick(self.logp), kept=pick(self.kept))
 
     def join(self, other: TextResponses) -> TextResponses:
-        """The columns of both, self's first. Log-probs stay only where both have them."""
+        """The columns of both, self's first. What is kept from sampling stays only where both have it."""
         if self.shape[0] != other.shape[0]:
             raise PreftuneError(
                 f"responses of {self.shape[0]} and of {other.shape[0]} prompts cannot be joined; "
                 "both must answer the same prompts; take the same rows of both first"
             )
-        both = self.logp is not None and other.logp is not None
+        beside: Any = lambda a, b: None if a is None or b is None else tuple(x + y for x, y in zip(a, b, strict=True))
         return replace(
             self,
-            tokens=tuple(a + b for a, b in zip(self.tokens, other.tokens, strict=True)),
-            logp=tuple(a + b for a, b in zip(self.logp, other.logp, strict=True)) if both else None,  # type: ignore[arg-type]
+            tokens=beside(self.tokens, other.tokens),
+            logp=beside(self.logp, other.logp),
+            kept=beside(self.kept, other.kept),
         )
 
     def show(self) -> list[list[str]]:
@@ -98,8 +101,9 @@ class TextResponses:
             "tokens": torch.tensor(flat, dtype=torch.int64),
             "length": self.length,
         }
-        if self.logp is not None:
-            packed["logp"] = torch.tensor([v for row in self.logp for values in row for v in values], dtype=torch.float64)
+        for name, table in (("logp", self.logp), ("kept", self.kept)):
+            if table is not None:
+                packed[name] = torch.tensor([v for row in table for values in row for v in values], dtype=torch.float64)
         return packed
 
     @classmethod
@@ -111,8 +115,8 @@ class TextResponses:
             ends = iter(torch.tensor([n for row in lengths for n in row]).cumsum(0).tolist())
             return tuple(tuple(tuple(flat[end - n : end]) for n, end in zip(row, ends, strict=False)) for row in lengths)
 
-        logp = cut(packed["logp"].tolist()) if "logp" in packed else None
-        return cls(cut(packed["tokens"].tolist()), logp, tokenizer)
+        known = {name: cut(packed[name].tolist()) for name in ("tokens", "logp", "kept") if name in packed}
+        return cls(**known, tokenizer=tokenizer)
 
 
 def token_digest(*parts: Tokens) -> bytes:
