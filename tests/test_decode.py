@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, REFUSED, architecture
-from preftune.policies.text.decode import Repeated, Shared, begin
+from preftune.policies.text import layers
+from preftune.policies.text.decode import Repeated, Shared, Writer
 from preftune.policies.text.generate import fewer, parts
 from preftune.types import Key, Rows
 from text_fixtures import tiny_model, tiny_policy
@@ -40,9 +41,9 @@ def test_selected_lines_go_on_as_if_they_were_alone() -> None:
     policy = tiny_policy()
     prompts = [(5, 6, 7), (8, 9, 10, 11, 12), (13,)]
     draw = lambda n: torch.randint(3, 400, (n,), generator=torch.Generator().manual_seed(n))
-    for kind in (Shared, Repeated):
+    for begin in (lambda: Shared.begin(policy.network, prompts, 4, 5, {}), lambda: Repeated.begin(policy.network, prompts, 4)):
         with torch.no_grad():
-            _, state = kind.begin(policy.network, prompts, 4, 5)
+            _, state = begin()
             first, lines = draw(12), torch.tensor([[11, 8], [1, 2]])
             state.step(first)
             state.select(lines)
@@ -56,9 +57,35 @@ def test_selected_lines_go_on_as_if_they_were_alone() -> None:
 def test_a_prompt_is_kept_once_for_all_its_samples() -> None:
     policy = tiny_policy()
     with torch.no_grad():
-        _, state = begin(policy.network, [tuple(range(3, 103))], 16, 8)
+        _, state = Writer(policy.network, 16, 8).begin([tuple(range(3, 103))], 16, 8)
     assert isinstance(state, Shared)
     assert all(keys.shape[0] == 1 and keys.shape[2] == 100 for keys, _ in state.prompts.values())
+
+
+@pytest.mark.skipif(not layers.ONEDNN, reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_weights_are_put_in_order_for_the_policy_that_writes(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy writes with its own weights after the policy has moved, and what it drew is what scoring says."""
+    monkeypatch.setattr(layers, "PACKED_FROM", 1)
+    policy, rows = tiny_policy(train), asked(9, 14)
+    assert len(Writer(policy.network, 4, 32).weights) > 20 and not Writer(policy.network, 4, 2).weights
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    copied = policy.copy()
+    before = copied.sample(rows, 3, Key.of(0), max_new_tokens=20)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p *= 0.5
+    assert copied.sample(rows, 3, Key.of(0), max_new_tokens=20) == before
+    assert policy.sample(rows, 3, Key.of(0), max_new_tokens=20) != before
+    for acting in (policy, copied, policy.mix(copied, 0.3)):
+        y = acting.sample(rows, 3, Key.of(1), max_new_tokens=20)
+        scored = acting.score(rows.replace(response=y)).logp
+        kept = torch.tensor([[sum(values) for values in row] for row in y.logp or ()], dtype=torch.float64)
+        torch.testing.assert_close(scored.detach(), kept, rtol=1e-5, atol=1e-3)
+    monkeypatch.setattr(layers, "PACKED_FROM", 10**6)
+    assert copied.sample(rows, 3, Key.of(0), max_new_tokens=20).tokens == before.tokens
 
 
 def test_the_same_tokens_for_any_batch() -> None:

@@ -7,18 +7,21 @@ prompt once for its n samples, which read them by one product, and works through
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import attention
+from . import attention, layers
 from .layout import Branch, Pack
+from .memory import free
 
 if TYPE_CHECKING:
     from .logprob import Network
     from .tokens import Tokens
+
+PACKED_FROM = 16  # tokens of a sample from which on another copy of the weights pays
 
 
 class Writing(Protocol):
@@ -33,41 +36,55 @@ class Writing(Protocol):
         ...
 
 
-def begin(network: Network, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Writing]:
-    """Logits [G, V] of the first token after each prompt, and the state of n samples of each, of at most `steps` tokens."""
-    network.mode()
-    kind = Shared if network.engine == "fast" else Repeated
-    return kind.begin(network, prompts, n, steps)
+class Writer:
+    """A model as it is now, ready to write: its weights in the order in which few rows are multiplied fastest, where that pays."""
+
+    def __init__(self, network: Network, lines: int, steps: int) -> None:
+        self.network, self.weights = network, {}
+        size = sum(p.nbytes for p in network.module.parameters())
+        if network.engine == "fast" and steps >= PACKED_FROM and size < free(network.device) / 2:
+            self.weights = layers.packed(network.lm, lines, network.dtype)
+
+    def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Writing]:
+        """Logits [G, V] of the first token after each prompt, and the state of n samples of each, of at most `steps` tokens."""
+        self.network.mode()
+        if self.network.engine == "fast":
+            return Shared.begin(self.network, prompts, n, steps, self.weights)
+        return Repeated.begin(self.network, prompts, n)
 
 
 class Shared:
     """One copy of a prompt's keys and values [G, H_kv, P, D] in each layer, padded on the right, beside the samples' own
     [G, H_kv, n, T, D]."""
 
-    def __init__(self, network: Network, lengths: Sequence[int], n: int, steps: int) -> None:
-        self.network, self.n, self.steps, self.t = network, n, steps, -1  # t: tokens of every line before the one that is fed now
+    def __init__(self, network: Network, lengths: Sequence[int], n: int, steps: int, weights: Mapping[nn.Module, Tensor]) -> None:
+        self.network, self.n, self.steps, self.weights = network, n, steps, weights
+        self.t = 0  # tokens of every line before the one that is fed now
         self.lengths = torch.tensor(lengths, device=network.device)  # [G] tokens of the prompts
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         self.masks: dict[Any, Tensor | None] = {}  # by window, of the token that is fed now
 
     @classmethod
-    def begin(cls, network: Network, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Shared]:
-        """As the function of that name."""
-        state = cls(network, [len(prompt) for prompt in prompts], n, steps)
+    def begin(
+        cls, network: Network, prompts: Sequence[Tokens], n: int, steps: int, weights: Mapping[nn.Module, Tensor]
+    ) -> tuple[Tensor, Shared]:
+        """As Writer.begin."""
+        state = cls(network, [len(prompt) for prompt in prompts], n, steps, weights)
         one = Pack(tuple(Branch(prompt, [], []) for prompt in prompts), True)
         hidden = network.run_pack(network.parts["decoder"], "input_ids", network.ids(one.ids()), one, state)
-        state.t = 0
         return network.logits(hidden[state.lengths.cumsum(0) - 1]), state
 
     def step(self, tokens: Tensor) -> Tensor:
         """As Writing.step."""
         positions = (self.lengths + self.t).repeat_interleave(self.n)
         mask = attention.pack_mask(self.network.device, None, self)
-        out = self.network.parts["decoder"](input_ids=tokens[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
+        with layers.using(self.weights):
+            out = self.network.parts["decoder"](input_ids=tokens[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
+            logits = self.network.logits(out.last_hidden_state[0])
         self.t += 1
         self.masks.clear()
-        return self.network.logits(out.last_hidden_state[0])
+        return logits
 
     def select(self, lines: Tensor) -> None:
         """As Writing.select."""
@@ -99,23 +116,24 @@ class Shared:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
         """[1, N, H, D] for one token of every line: queries [1, H, N, D], keys and values [1, H_kv, N, D]."""
         g, n, (h, _, d), kinds = len(self.lengths), self.n, q.shape[1:], k.shape[1]
+        own = torch.float32 if v.device.type == "cpu" else v.dtype  # small products: in 16 bits a CPU compiles them for each length anew
         if layer not in self.own:
-            self.own[layer] = tuple(x.new_empty(g, kinds, n, self.steps, d) for x in (k, v))  # type: ignore[assignment]
+            self.own[layer] = tuple(x.new_empty(g, kinds, n, self.steps, d, dtype=own) for x in (k, v))  # type: ignore[assignment]
         for mine, new in zip(self.own[layer], (k, v), strict=True):
             mine[:, :, :, self.t] = new[0].view(kinds, g, n, d).transpose(0, 1)
         (before_k, before_v), (own_k, own_v) = self.prompts[layer], (x[:, :, :, : self.t + 1] for x in self.own[layer])
         queries = (q[0] * scale).view(kinds, h // kinds, g, n, d).permute(2, 0, 3, 1, 4).contiguous()  # [G, H_kv, n, H / H_kv, D]
-        flat = queries.view(g, kinds, -1, d)
-        far = flat @ before_k.transpose(2, 3)  # [G, H_kv, n H / H_kv, P]
-        near = (queries @ own_k.transpose(3, 4)).view(g, kinds, flat.shape[2], -1)
-        scores = torch.cat([far, near], 3).float()
+        flat, p = queries.view(g, kinds, -1, d), before_k.shape[2]
+        scores = torch.empty(*flat.shape[:3], p + self.t + 1, dtype=torch.float32, device=q.device)
+        scores[..., :p] = flat @ before_k.transpose(2, 3)  # [G, H_kv, n H / H_kv, P]
+        scores[..., p:] = (queries.to(own) @ own_k.transpose(3, 4)).view(g, kinds, flat.shape[2], -1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        if (mask := self.mask(window, before_k.shape[2])) is not None:
+        if (mask := self.mask(window, p)) is not None:
             scores = scores + mask
-        law = scores.softmax(-1).to(v.dtype)
-        p = before_k.shape[2]
-        out = law[..., :p] @ before_v + (law[..., p:].reshape(g, kinds, n, -1, self.t + 1) @ own_v).view(flat.shape)
+        law = torch.softmax(scores, -1)
+        near = law[..., p:].reshape(g, kinds, n, -1, self.t + 1).to(own) @ own_v
+        out = (law[..., :p].to(v.dtype) @ before_v).add_(near.view(flat.shape))
         return out.view(queries.shape).permute(0, 2, 1, 3, 4).reshape(1, g * n, h, d)
 
     def mask(self, window: int | None, longest: int) -> Tensor | None:
@@ -139,8 +157,8 @@ class Repeated:
         self.network, self.mask, self.cache = network, mask, cache
 
     @classmethod
-    def begin(cls, network: Network, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Repeated]:
-        """As the function of that name."""
+    def begin(cls, network: Network, prompts: Sequence[Tokens], n: int) -> tuple[Tensor, Repeated]:
+        """As Writer.begin."""
         length = max(map(len, prompts))
         ids, mask = (torch.zeros(len(prompts), length, dtype=torch.int64) for _ in range(2))
         for i, prompt in enumerate(prompts):  # on the left, so that every prompt ends where generation begins

@@ -14,7 +14,8 @@ from ...types import Key, PreftuneError, Rows
 from .tokens import Shifted, TextResponses, Tokens
 
 if TYPE_CHECKING:
-    from .mixture import TextMixture
+    from .decode import Writer
+    from .mixture import Pen, TextMixture
     from .model import TextPolicy
 
 BLOCK = 256  # columns of a distribution function that are added up together
@@ -60,9 +61,11 @@ def generate(
     uniforms = numpy.stack([key.fold("sample", s).uniform(rows.id, max_new_tokens) for s in range(n)], axis=1)  # [B, n, T]
     choose, ends = Choice(temperature, top_k, top_p, min_p), Ends(policy.stops, policy.tokenizer, stop)
     found: dict[tuple[int, int], Sample] = {}
-    for part in parts(prompts, n, max_new_tokens, tokens_per_batch):
+    together = parts(prompts, n, max_new_tokens, tokens_per_batch)
+    writer = policy.writer(max((len(part) * len(part[0][1]) for part in together), default=0), max_new_tokens)
+    for part in together:
         numbers = numpy.stack([uniforms[tuple(zip(*samples, strict=True))] for _, samples in part])  # [G, samples, T]
-        drawn = draw(policy, [prompt for prompt, _ in part], torch.from_numpy(numbers), choose, ends)
+        drawn = draw(writer, [prompt for prompt, _ in part], torch.from_numpy(numbers), choose, ends)
         found |= zip((at for _, samples in part for at in samples), drawn, strict=True)
     table = [[found[b, s] for s in range(n)] for b in range(len(prompts))]
     pick = lambda name: tuple(tuple(getattr(sample, name) for sample in row) for row in table)
@@ -129,13 +132,14 @@ def by_row(rows: Rows, sample: Callable[[Rows], TextResponses], tokenizer: Any) 
     return TextResponses(**processes.by_row([len(prompt) + 1 for prompt in rows.prompt], own), tokenizer=tokenizer)
 
 
-def draw(policy: TextPolicy | TextMixture, prompts: Sequence[Tokens], uniforms: Tensor, choose: Choice, ends: Ends) -> list[Sample]:
+def draw(writer: Writer | Pen, prompts: Sequence[Tokens], uniforms: Tensor, choose: Choice, ends: Ends) -> list[Sample]:
     """The samples, prompt by prompt; uniforms [G, n, T]. Those that are finished leave the batch once they are a fifth of it."""
     g, n, steps = uniforms.shape
-    numbers, device = uniforms.reshape(g * n, steps), policy.network.device
+    numbers = uniforms.reshape(g * n, steps)
     tokens = torch.zeros(g * n, steps, dtype=torch.int64)
     logp, kept, length = torch.zeros(g * n, steps), torch.zeros(g * n, steps), torch.zeros(g * n, dtype=torch.int64)
-    logits, writing = policy.begin(prompts, n, steps)
+    logits, writing = writer.begin(prompts, n, steps)
+    device = logits.device
     logits = logits.repeat_interleave(n, 0)
     lines, alive = torch.arange(g * n), torch.ones(g * n, dtype=torch.bool)  # which sample a line is, and whether it goes on
     for t in range(steps):

@@ -14,8 +14,21 @@ from .logprob import CHUNK, Measured, assemble, pairs_of
 from .tokens import Pair, TextResponses, Tokens
 
 if TYPE_CHECKING:
-    from .decode import Writing
+    from .decode import Writer, Writing
     from .model import TextPolicy
+
+
+class Pen:
+    """What both models write with."""
+
+    def __init__(self, mixture: TextMixture, writers: Sequence[Writer]) -> None:
+        self.mixture, self.writers = mixture, writers
+
+    def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Both]:
+        """As Writer.begin."""
+        each = [p.run(writer.begin, prompts, n, steps) for p, writer in zip(self.mixture.both, self.writers, strict=True)]
+        logits, states = zip(*each, strict=True)
+        return self.mixture.mixed(*logits), Both(self.mixture, states)
 
 
 class Both:
@@ -71,10 +84,9 @@ class TextMixture:
         self.both[1].network.check_length(max(map(len, rows.prompt), default=0) + decoding["max_new_tokens"])
         return by_row(rows, lambda part: generate(self, part, n, key, **decoding), self.tokenizer)
 
-    def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Both]:
-        """As TextPolicy.begin, of both."""
-        logits, states = zip(*(policy.run(policy.begin, prompts, n, steps) for policy in self.both), strict=True)
-        return self.mixed(*logits), Both(self, states)
+    def writer(self, lines: int, steps: int) -> Pen:
+        """As TextPolicy.writer, of both."""
+        return Pen(self, [policy.run(policy.writer, lines, steps) for policy in self.both])
 
     def mixed(self, first: Tensor, second: Tensor) -> Tensor:
         """Logits [N, V], float32."""

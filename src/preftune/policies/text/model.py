@@ -21,7 +21,7 @@ from ... import processes
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, LogpCache, cache_folder, remember
-from .decode import Writing, begin
+from .decode import Writer
 from .generate import by_row, generate
 from .logprob import Network, assemble, consecutive, pairs_of, present_pairs, prompt_of
 from .memory import keep_freed, layers_of, repeatable
@@ -89,9 +89,9 @@ class TextPolicy:
         """The same, its log-probs kept on disk."""
         return CachedReference(self)
 
-    def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Writing]:
-        """What `decode.begin` gives: the parameters in the module are those that are there."""
-        return begin(self.network, prompts, n, steps)
+    def writer(self, lines: int, steps: int) -> Writer:
+        """The parameters that are in the module, ready to write samples in so many lines of at most `steps` tokens."""
+        return Writer(self.network, lines, steps)
 
     def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1.
