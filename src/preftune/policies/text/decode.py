@@ -7,11 +7,11 @@ prompt once for its n samples, which read them by one product, and works through
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import attention, layers
 from .layout import Branch, Pack
@@ -40,7 +40,8 @@ class Writer:
     """A model as it is now, ready to write: its weights in the order in which few rows are multiplied fastest, where that pays."""
 
     def __init__(self, network: Network, lines: int, steps: int) -> None:
-        self.network, self.weights = network, {}
+        self.network = network
+        self.weights: layers.Packed = {}
         size = sum(p.nbytes for p in network.module.parameters())
         if network.engine == "fast" and steps >= PACKED_FROM and size < free(network.device) / 2:
             self.weights = layers.packed(network.lm, lines, network.dtype)
@@ -57,7 +58,7 @@ class Shared:
     """One copy of a prompt's keys and values [G, H_kv, P, D] in each layer, padded on the right, beside the samples' own
     [G, H_kv, n, T, D]."""
 
-    def __init__(self, network: Network, lengths: Sequence[int], n: int, steps: int, weights: Mapping[nn.Module, Tensor]) -> None:
+    def __init__(self, network: Network, lengths: Sequence[int], n: int, steps: int, weights: layers.Packed) -> None:
         self.network, self.n, self.steps, self.weights = network, n, steps, weights
         self.t = 0  # tokens of every line before the one that is fed now
         self.lengths = torch.tensor(lengths, device=network.device)  # [G] tokens of the prompts
@@ -66,9 +67,7 @@ class Shared:
         self.masks: dict[Any, Tensor | None] = {}  # by window, of the token that is fed now
 
     @classmethod
-    def begin(
-        cls, network: Network, prompts: Sequence[Tokens], n: int, steps: int, weights: Mapping[nn.Module, Tensor]
-    ) -> tuple[Tensor, Shared]:
+    def begin(cls, network: Network, prompts: Sequence[Tokens], n: int, steps: int, weights: layers.Packed) -> tuple[Tensor, Shared]:
         """As Writer.begin."""
         state = cls(network, [len(prompt) for prompt in prompts], n, steps, weights)
         one = Pack(tuple(Branch(prompt, [], []) for prompt in prompts), True)

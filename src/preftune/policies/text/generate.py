@@ -192,10 +192,10 @@ class Choice:
             kept = total[:, -1].log().to(z)
         else:
             top = z.amax(-1, keepdim=True)
-            p = (z - top).div_(self.temperature).exp_()
-            tokens = inverse(p, uniform)
+            p = z - top
+            tokens, total = inverse((p if self.temperature == 1 else p.div_(self.temperature)).exp_(), uniform)
             if self.temperature == 1:
-                return tokens, (z.gather(1, tokens[:, None]) - top)[:, 0] - p.sum(-1).log(), kept
+                return tokens, ((z.gather(1, tokens[:, None]) - top)[:, 0] - total.log().to(z)), kept
         return tokens, z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(-1), kept
 
     def law(self, logits: Tensor) -> Tensor:
@@ -214,9 +214,9 @@ class Choice:
         return law.masked_fill(law < self.min_p * law.amax(-1, keepdim=True), 0) if self.min_p else law
 
 
-def inverse(p: Tensor, uniform: Tensor) -> Tensor:
-    """The first column [N] at which the running sum of a row of p [N, V] exceeds `uniform` of the row's sum: first the block of columns
-    in which that happens, then the column in it, so that running sums in float64 are few."""
+def inverse(p: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The first column [N] at which the running sum of a row of p [N, V] exceeds `uniform` of the row's sum, and that sum: first the block
+    of columns in which that happens, then the column in it, so that running sums in float64 are few."""
     n, v = p.shape
     p = torch.nn.functional.pad(p, (0, -v % BLOCK)).view(n, -1, BLOCK)
     sums = p.sum(-1).to(uniform.device).double()
@@ -226,4 +226,4 @@ def inverse(p: Tensor, uniform: Tensor) -> Tensor:
     share = (wanted - (running - sums).gather(1, block)) / sums.gather(1, block)  # of the block's sum that is passed in it
     inner = p[torch.arange(n, device=p.device), block[:, 0].to(p.device)].to(uniform.device).double().cumsum(1)
     column = torch.searchsorted(inner, share.clamp_(0, 1 - 2**-50) * inner[:, -1:], right=True).clamp_(max=BLOCK - 1)
-    return (block * BLOCK + column)[:, 0].to(p.device)
+    return (block * BLOCK + column)[:, 0].to(p.device), running[:, -1].to(p.device)

@@ -10,7 +10,7 @@ keeps goes. Products in float32 on a CPU are oneDNN's, which torch brings beside
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, silu
 
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")  # a gated unit, as Llama and those after it name its parts
+TOGETHER = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # which read one tensor, in this order
 PACKED_FROM = 64  # rows and columns of a weight: smaller ones, as those of adapters, are left as they are
 ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
-_in_use: Mapping[nn.Module, Tensor] = {}  # what `using` has put in place
+_in_use: Packed = {}  # what `using` has put in place
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -92,30 +93,66 @@ class Norm(torch.autograd.Function):
 
 def multiplied(module: Any, x: Tensor) -> Tensor:
     """The forward function of a linear layer."""
-    if (packed := _in_use.get(module)) is not None:
-        bias = None if module.bias is None else module.bias.to(packed.dtype)
-        return torch.ops.mkldnn._linear_pointwise(x.to(packed.dtype), packed, bias, "none", [], "")  # type: ignore[no-any-return]
+    if (weights := _in_use.get(module)) is not None:
+        return weights[0](x, weights[1])
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return linear(x, module.weight, module.bias)
     return Linear.apply(x, module.weight, module.bias)  # type: ignore[no-any-return]
 
 
-def packed(model: nn.Module, rows: int, dtype: torch.dtype) -> dict[nn.Module, Tensor]:
+class Together:
+    """Linear layers that read the same tensor one after the other, as one product with packed weights: the first that is asked computes
+    it, the others take their part."""
+
+    def __init__(self, modules: Sequence[nn.Linear], rows: int, dtype: torch.dtype) -> None:
+        weights, biases = [m.weight.detach().to(dtype) for m in modules], [m.bias for m in modules if m.bias is not None]
+        self.dtype, self.sizes = dtype, [len(weight) for weight in weights]
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights) if len(weights) > 1 else weights[0], rows)
+        self.bias = torch.cat([bias.detach().to(dtype) for bias in biases]) if biases else None
+        self.read: Tensor | None = None
+        self.parts: Sequence[Tensor] = ()
+
+    def __call__(self, x: Tensor, part: int) -> Tensor:
+        """[..., d] -> [..., V] of one of them."""
+        if self.read is not x:
+            out = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+            if len(self.sizes) == 1:
+                return out  # type: ignore[no-any-return]
+            self.read, self.parts = x, out.split(self.sizes, -1)
+        if part == len(self.sizes) - 1:
+            self.read = None
+        return self.parts[part]
+
+
+Packed = Mapping[nn.Module, tuple[Together, int]]
+
+
+def packed(model: nn.Module, rows: int, dtype: torch.dtype) -> Packed:
     """Weights of linear layers in the order in which oneDNN reads them for products of so few rows: half the time of a product that
     would bring them into that order each time. They are copies, and know nothing of later changes."""
-    found: dict[nn.Module, Tensor] = {}
+    found: dict[nn.Module, tuple[Together, int]] = {}
     if not ONEDNN or dtype not in (torch.float32, torch.bfloat16):
         return found
     for module in model.modules():
-        if isinstance(module, nn.Linear) and getattr(vars(module).get("forward"), "__func__", None) is multiplied:
-            weight = module.weight.detach()
-            if weight.device.type == "cpu" and min(weight.shape) >= PACKED_FROM:
-                found[module] = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), rows)
+        for names in TOGETHER:
+            some: list[Any] = [getattr(module, name, None) for name in names]
+            if all(suits(one) for one in some) and len({one.bias is None for one in some}) == 1:
+                together = Together(some, rows, dtype)
+                found |= {one: (together, i) for i, one in enumerate(some)}
+    for module in model.modules():
+        if module not in found and suits(module):
+            found[module] = Together([module], rows, dtype), 0  # type: ignore[list-item]
     return found
 
 
+def suits(module: Any) -> bool:
+    """Whether it is a linear layer whose product is ours, on a CPU, and worth another copy of its weights."""
+    mine = isinstance(module, nn.Linear) and getattr(vars(module).get("forward"), "__func__", None) is multiplied
+    return mine and module.weight.device.type == "cpu" and min(module.weight.shape) >= PACKED_FROM
+
+
 @contextmanager
-def using(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+def using(weights: Packed) -> Iterator[None]:
     """Products with these weights in the place of the modules' own; for passes without gradient."""
     global _in_use
     before, _in_use = _in_use, weights
