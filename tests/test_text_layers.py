@@ -13,7 +13,10 @@ from torch.nn.functional import gelu, linear, silu
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
+from architectures import architecture
 from preftune.policies.text import layers
+from preftune.policies.text.head import Tied
+from text_fixtures import tiny_policy
 
 CONFIG = LlamaConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
@@ -133,3 +136,40 @@ def test_nobodys_random_numbers_move() -> None:
     before = torch.get_rng_state()
     layers.use(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- a tensor that is embedding and head --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("used", ["both", "embedding", "head"])
+def test_a_tied_tensor_has_the_gradient_of_autograd(padding: int | None, used: str) -> None:
+    """Over two look-ups with tokens that come twice; asked for by `grad`, twice, and added up by `backward`."""
+    table = nn.Embedding(11, 6, padding_idx=padding)
+    nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(0))
+    batches = torch.tensor([1, 3, 3, 7]), torch.tensor([7, 0, 10])
+
+    def loss(look_up: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+        states = [look_up(ids).tanh() for ids in batches]
+        parts = [(h @ weight.T).square().sum() for h in states] if used == "both" else [h.square().sum() for h in states]
+        return torch.stack([weight.square().sum()] if used == "head" else parts).sum()
+
+    truth = torch.autograd.grad(loss(table, table.weight), table.weight)[0]
+    tied = Tied(table)
+    value = loss(tied.look_up, tied.weight)
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(value, table.weight, retain_graph=True)[0], truth)
+    value.backward()
+    again = Tied(table)
+    loss(again.look_up, again.weight).backward()
+    torch.testing.assert_close(table.weight.grad, 2 * truth)
+
+
+def test_embeddings_and_head_are_taken_together_where_they_are_one_tensor_that_trains() -> None:
+    policy = tiny_policy()
+    assert policy.network.tie() is not None
+    with torch.no_grad():
+        assert policy.network.tie() is None
+    assert tiny_policy(1).network.tie() is None and tiny_policy("lora").network.tie() is None
+    assert tiny_policy(model=architecture("Qwen3")).network.tie() is None  # two tensors
+    assert tiny_policy(model=architecture("Gemma2")).network.tie() is None  # embeddings of its own kind, scaled

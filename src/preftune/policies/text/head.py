@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from .kernels import cap_, token_logp_
 from .layers import product
@@ -133,3 +134,56 @@ def added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Ten
     if total is None:
         return (a @ b).to(dtype)
     return total.addmm_(a, b) if a.dtype == dtype else total.add_(a @ b)
+
+
+class Tied:
+    """A tensor that is embedding and head at once, for the passes of one measurement. Its gradient is that of the head, with the rows of
+    the embeddings added in place: autograd alone would make a second table of zeros for them, and add the two tables up.
+
+    The head of every pass must read `weight`, and every pass look its tokens up by `look_up`.
+    """
+
+    def __init__(self, table: nn.Embedding) -> None:
+        self.table = table
+        self.rows: list[tuple[Tensor, Tensor]] = []  # token ids [N] and the slopes [N, d] of their embeddings
+        self.weight, self.ticket = Both.apply(table.weight, self.rows)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Embeddings [N, d] of tokens [N]."""
+        return LookUp.apply(self.ticket, self.table.weight.detach(), ids, self.table.padding_idx, self.rows)  # type: ignore[no-any-return]
+
+
+class Both(torch.autograd.Function):
+    """The weight for the head, and a tensor of no size for look-ups: its backward pass comes after those of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        ctx.rows, ctx.shape = rows, weight.shape
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight), weight.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, ticket: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        if g is None and ctx.rows:
+            g = ctx.rows[0][1].new_zeros(ctx.shape)
+        for ids, slopes in ctx.rows:
+            g.index_add_(0, ids, slopes.to(g.dtype))  # type: ignore[union-attr]
+        ctx.rows.clear()
+        return g, None
+
+
+class LookUp(torch.autograd.Function):
+    """Rows of a table, whose slopes are put down for `Both`."""
+
+    @staticmethod
+    def forward(ctx: Any, ticket: Tensor, weight: Tensor, ids: Tensor, padding: int | None, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.rows = padding, rows
+        return embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        [ids] = ctx.saved_tensors
+        counts = slice(None) if ctx.padding is None else ids != ctx.padding  # as torch has it, a padding token trains nothing
+        ctx.rows.append((ids[counts], g[counts]))
+        return g.new_zeros(0), *[None] * 4

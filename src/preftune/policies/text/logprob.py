@@ -15,7 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ... import processes
 from ...types import PreftuneError, Rows, Scored, Want
 from . import attention, layers
-from .head import Head, room, token_logp
+from .head import Head, Tied, room, token_logp
 from .layers import close
 from .layout import Branch, Pack, lines, pack, tokens_of
 from .sharding import Shards
@@ -235,6 +235,8 @@ class Network(nn.Module):
             try:
                 if alike(torch.cat(self.hidden(pairs)), torch.cat(whole), self.dtype):
                     layers.use(self.lm)
+                    if self.lm.get_input_embeddings().weight.requires_grad:
+                        self.embeddings_flaw = self.find_embeddings_flaw()  # `tie` wants to know
                     return
                 reason = "in packs it gives other numbers"
             except (attention.Unpackable, RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -351,13 +353,23 @@ class Network(nn.Module):
         found = [h for one in packs for h in self.states(one)[one.reads().to(self.device)].split(one.lengths)]
         return [found[i] for i in lines(packs, places)]
 
-    def states(self, one: Pack) -> Tensor:
+    def states(self, one: Pack, tied: Tied | None = None) -> Tensor:
         """Hidden states [N, d] of a pack."""
         if any(isinstance(branch.prompt, Shifted) for branch in one.branches):  # what is kept of the trunk belongs to clean prompts
             return self.run_pack(self.parts["decoder"], "inputs_embeds", torch.cat(self.embedded_branches(one)), one)
         if self.cut:
             return self.run_pack(self.parts["top"], "inputs_embeds", torch.cat(self.trunk_states(one)), one)
+        if tied is not None:
+            return self.run_pack(self.parts["decoder"], "inputs_embeds", tied.look_up(self.ids(one.ids())), one)
         return self.run_pack(self.parts["decoder"], "input_ids", self.ids(one.ids()), one)
+
+    def tie(self) -> Tied | None:
+        """What embeddings and head have in common in passes with gradients, where they are one tensor and embeddings can be given."""
+        table, weight = self.lm.get_input_embeddings(), self.lm.get_output_embeddings().weight
+        if not (torch.is_grad_enabled() and table.weight is weight and weight.requires_grad and self.plain_head) or self.shards is not None:
+            return None
+        ordinary = type(table) is nn.Embedding and table.max_norm is None and not table.scale_grad_by_freq and not table.sparse
+        return Tied(table) if ordinary and self.embeddings_flaw == "" else None
 
     def embedded_branches(self, one: Pack) -> list[Tensor]:
         """Embeddings of all prompts and bodies of a pack, in its order."""
@@ -478,13 +490,14 @@ class Network(nn.Module):
         return target - logits.logsumexp(1), second
 
     def head_logp(
-        self, hidden: Tensor, targets: Tensor, collision: bool = False, tokens: int | None = None
+        self, hidden: Tensor, targets: Tensor, collision: bool = False, tokens: int | None = None, tied: Tied | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """`chunk_logp` in chunks, so that [N, V] never exists at once: fused, or several recomputed in the backward pass. `tokens` went
-        through the layers for these N."""
+        through the layers for these N, after they were looked up in what is `tied` to the head."""
         if self.engine == "fast" and self.plain_head:
             keep = room(tokens or len(targets), self.width, self.depth - self.cut, hidden.element_size())
-            return token_logp(self.head(), hidden, targets, collision=collision, keep=keep)
+            head = self.head() if tied is None else replace(self.head(), weight=tied.weight)
+            return token_logp(head, hidden, targets, collision=collision, keep=keep)
         step = max(1, CHUNK // self.lm.get_output_embeddings().weight.shape[0])
         if len(targets) <= step:
             return self.chunk_logp(hidden, targets, collision)
@@ -514,9 +527,11 @@ class Network(nn.Module):
         logp: list[Tensor] = []
         second: list[Tensor] = []
         at: list[Tensor] = []
+        tied = self.tie()
         for one in packs:
-            hidden = self.states(one)
-            found, more = self.head_logp(hidden[one.reads().to(self.device)], self.ids(one.targets()), collision, len(hidden))
+            hidden = self.states(one, tied)
+            reads, targets = one.reads().to(self.device), self.ids(one.targets())
+            found, more = self.head_logp(hidden[reads], targets, collision, len(hidden), tied)
             logp += found.split(one.lengths)
             at += hidden[one.own().to(self.device)].split(one.lengths) if states else ()
             second += () if more is None else more.split(one.lengths)
