@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -24,7 +27,7 @@ def race(
     """Times of every step, one after the other in each repeat, so that a disturbance hits all of them; a step is told its repeat.
 
     Each repeat begins with another contestant. `clear` runs before every step, outside of what is timed. `fewer`: contestants that
-    leave after so many repeats.
+    leave after so many repeats. A step of another process (`Apart`) says itself how long it took.
     """
     times: Times = {name: [] for name in steps}
     for repeat in range(repeats):
@@ -33,11 +36,60 @@ def race(
             clear()
             gc.collect()
             gc.disable()
-            processor, wall = time.process_time(), time.perf_counter()
-            steps[name](repeat)
-            times[name].append((time.process_time() - processor, time.perf_counter() - wall))
+            times[name].append(steps[name].take(repeat) if isinstance(steps[name], Turn) else timed(steps[name], repeat))
             gc.enable()
     return times
+
+
+def timed(step: Callable[[int], object], repeat: int) -> tuple[float, float]:
+    """(processor seconds, wall seconds)"""
+    processor, wall = time.process_time(), time.perf_counter()
+    step(repeat)
+    return time.process_time() - processor, time.perf_counter() - wall
+
+
+class Apart:
+    """Steps that run in a process of their own, forked from this one: what one side does to its process, such as how the C library keeps
+    freed memory, is not done to the other. Only one of the two runs at a time."""
+
+    def __init__(self, steps: Mapping[str, Callable[[int], object]], clear: Callable[[], None]) -> None:
+        self.line, theirs = multiprocessing.Pipe()
+        self.turns = {name: Turn(self, name) for name in steps}
+        self.child = os.fork()
+        if self.child:
+            theirs.close()
+            return
+        try:
+            while (asked := theirs.recv()) is not None:
+                clear()
+                gc.collect()
+                gc.disable()
+                theirs.send(timed(steps[asked[0]], asked[1]))
+                gc.enable()
+        finally:
+            os._exit(0)
+
+    def close(self) -> None:
+        """End the process."""
+        self.line.send(None)
+        os.waitpid(self.child, 0)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One of the steps of `Apart`."""
+
+    where: Apart
+    name: str
+
+    def __call__(self, repeat: int) -> tuple[float, float]:
+        return self.take(repeat)
+
+    def take(self, repeat: int) -> tuple[float, float]:
+        """Run it there; how long it took."""
+        self.where.line.send((self.name, repeat))
+        found: tuple[float, float] = self.where.line.recv()
+        return found
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float], *, paired: bool = True) -> tuple[float, float, float]:

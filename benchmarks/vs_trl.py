@@ -12,7 +12,8 @@ full logits   padded rows and a log-softmax over all logits, reference in the st
 ours ref      preftune, the reference scored in the step
 ours cached   preftune, the reference's log-probs read from its cache, which knows the batch
 
-Every row runs all contestants once, untimed, on one batch and compares losses and gradients with TRL's; then they take turns.
+Every row runs all contestants once, untimed, on one batch and compares losses and gradients with TRL's; then they take turns, the
+opponents in a process of their own: preftune lets the C library keep freed memory, from which TRL would gain as well.
 Results are kept in --out, one entry a row, and written after each; --page writes the section of docs/results.md from what is kept.
 """
 
@@ -58,8 +59,10 @@ from contestants import (
     worst,
 )
 from section import conditions, told, write_section
-from timing import extra_peak, large_product, race, ratio
+from timing import Apart, extra_peak, large_product, race, ratio
 
+from preftune.policies.text import model
+from preftune.policies.text.memory import keep_freed
 from preftune.types import Key, PreftuneError
 
 TRL = "trl base"  # what ratios are over, unless a goal says otherwise
@@ -295,11 +298,16 @@ def compare(row: Row, repeats: int, others: int, wanted: Sequence[str]) -> dict[
         prepared = {name: [c.prepare(batch) for batch in theirs[name]] for name, c in contestants.items()}
         product, flops = large_product(getattr(torch, row.precision))
         turn = lambda name: lambda repeat: contestants[name].step(prepared[name][repeat % len(batches)])
-        steps = {name: turn(name) for name in contestants} | {TIMED: product}
+        opponents = Apart({name: turn(name) for name in contestants if name not in OURS}, lambda: clear(contestants.values()))
+        keep_freed()  # as preftune does when it loads a model; the opponents' process is left as it comes
+        steps = opponents.turns | {name: turn(name) for name in contestants if name in OURS} | {TIMED: product}
+        for step in steps.values():  # the first of each after the fork is not timed
+            step(0)
         asked_for = {goal.over for goal in row.goals} or {TRL}
         whole = {"trl best"} if row.varied else set()  # its batches hold the same samples only all together
         fewer = {name: min(others, repeats) for name in OPPONENTS if name not in asked_for | whole}
         times = race(steps, repeats, lambda: clear(contestants.values()), fewer)
+        opponents.close()
         return {
             "title": row.title,
             "agreement": agreement,
@@ -580,6 +588,7 @@ def main() -> None:
     parser.add_argument("--peak", metavar="CONTESTANT", help=argparse.SUPPRESS)  # how the row `memory` calls itself
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    model.keep_freed = lambda: None  # type: ignore[attr-defined]  # not yet: opponents are opened in this process too
     if find_spec("trl") is None and any(name.startswith("trl") for name in options.against) and not options.no_run:
         raise SystemExit("TRL is not installed here, needed as the opponent; `make bench` makes an environment that has it")
     quieten()
