@@ -12,12 +12,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, silu
 
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")  # a gated unit, as Llama and those after it name its parts
 TOGETHER = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # which read one tensor, in this order
@@ -67,17 +68,23 @@ class Gated(torch.autograd.Function):
         return to_gate, silu(gate).mul_(g)
 
 
+def normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What a root mean square norm gives, and the reciprocal root."""
+    wide = x.float()
+    out = wide.square()
+    inverse = out.mean(-1, keepdim=True).add_(eps).rsqrt_()
+    out = torch.mul(wide, inverse, out=out).to(x.dtype)
+    return out.mul_(weight) if torch.promote_types(out.dtype, weight.dtype) == out.dtype else out * weight, inverse
+
+
 class Norm(torch.autograd.Function):
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension, in float32; what is multiplied by the weight has x's precision."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        out = wide.square()
-        inverse = out.mean(-1, keepdim=True).add_(eps).rsqrt_()
-        out = torch.mul(wide, inverse, out=out).to(x.dtype)
+        out, inverse = normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return out.mul_(weight) if torch.promote_types(out.dtype, weight.dtype) == out.dtype else out * weight
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
@@ -131,7 +138,7 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype) -> Packed:
     """Weights of linear layers in the order in which oneDNN reads them for products of so few rows: half the time of a product that
     would bring them into that order each time. They are copies, and know nothing of later changes."""
     found: dict[nn.Module, tuple[Together, int]] = {}
-    if not ONEDNN or dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in (torch.float32, torch.bfloat16) or not can_pack():
         return found
     for module in model.modules():
         for names in TOGETHER:
@@ -143,6 +150,17 @@ def packed(model: nn.Module, rows: int, dtype: torch.dtype) -> Packed:
         if module not in found and suits(module):
             found[module] = Together([module], rows, dtype), 0  # type: ignore[list-item]
     return found
+
+
+@cache
+def can_pack() -> bool:
+    """Whether this build of torch knows both operators, which are not part of its public interface."""
+    try:
+        x = torch.eye(64)
+        packed = torch.ops.mkldnn._reorder_linear_weight(x, 4)
+        return ONEDNN and torch.equal(torch.ops.mkldnn._linear_pointwise(x[:4], packed, None, "none", [], ""), x[:4])
+    except (RuntimeError, AttributeError):
+        return False
 
 
 def suits(module: Any) -> bool:
@@ -172,7 +190,7 @@ def gated(unit: Any, x: Tensor) -> Tensor:
 def norm(module: Any, x: Tensor) -> Tensor:
     """The forward function of a root mean square norm."""
     if not torch.is_grad_enabled():
-        return rms_norm(x.float(), x.shape[-1:], None, module.variance_epsilon).to(x.dtype) * module.weight
+        return normalised(x, module.weight, module.variance_epsilon)[0]  # a function costs more than these few numbers
     return Norm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-any-return]
 
 
