@@ -405,12 +405,13 @@ def truths(row: Row, wanted: Sequence[str]) -> dict[str, Any]:
 HEAD = """## DPO steps beside TRL
 
 Loss and backward pass of one step, no optimiser: preftune {preftune} against TRL {trl}, same weights, tokens and precision, one
-thread, in turns. Ratios are the opponent's processor time over ours, the median of the repeats with its 90 % bootstrap interval;
-where lengths differ and TRL groups by length, the quotient of the totals, since the batches hold other pairs. A floor is reached
-when the interval reaches it, and held when the whole interval is beyond it. Errors are of ours against TRL without checkpointing:
-relative for the loss, the worst tensor's relative L2 for the gradient (denominator at least 1e-4 of the global norm). In bf16 both
-sides round; the table against float64 tells their errors apart. Seconds are processor seconds of a step, theirs / ours. Share is
-the rate of useful FLOPs (each prompt once, no padding, no recomputation) over the rate of a 2048 x 2048 x 2048 product timed beside it.
+thread, in turns, opponents in a process of their own. Ratios are the opponent's processor time over ours, the median of the repeats
+with its 90 % bootstrap interval; where lengths differ and TRL groups by length, the quotient of the totals, since the batches hold
+other pairs. A floor is reached when the interval reaches it, and held when the whole interval is beyond it. Errors are of ours
+against TRL without checkpointing: relative for the loss, the worst tensor's relative L2 for the gradient (denominator at least 1e-4
+of the global norm). In bf16 both sides round; the table against float64 tells their errors apart. Seconds are processor seconds of a
+step, theirs / ours. Share is the rate of useful FLOPs (each prompt once, no padding, no recomputation) over the rate of a
+2048 x 2048 x 2048 product timed beside it.
 
 - trl default: as it comes, with checkpointing and the reference in the step, but max_length=None and the row's precision
 - trl base: without checkpointing; trl best: with precomputed references too, and grouped by length where lengths differ
