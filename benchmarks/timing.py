@@ -36,7 +36,7 @@ def race(
             clear()
             gc.collect()
             gc.disable()
-            times[name].append(steps[name].take(repeat) if isinstance(steps[name], Turn) else timed(steps[name], repeat))
+            times[name].append(steps[name](repeat) if isinstance(steps[name], Turn) else timed(steps[name], repeat))
             gc.enable()
     return times
 
@@ -83,9 +83,6 @@ class Turn:
     name: str
 
     def __call__(self, repeat: int) -> tuple[float, float]:
-        return self.take(repeat)
-
-    def take(self, repeat: int) -> tuple[float, float]:
         """Run it there; how long it took."""
         self.where.line.send((self.name, repeat))
         found: tuple[float, float] = self.where.line.recv()

@@ -146,14 +146,14 @@ class Tied:
     def __init__(self, table: nn.Embedding) -> None:
         self.table = table
         self.rows: list[tuple[Tensor, Tensor]] = []  # token ids [N] and the slopes [N, d] of their embeddings
-        self.weight, self.ticket = Both.apply(table.weight, self.rows)
+        self.weight, self.ticket = TiedWeight.apply(table.weight, self.rows)
 
     def look_up(self, ids: Tensor) -> Tensor:
         """Embeddings [N, d] of tokens [N]."""
         return LookUp.apply(self.ticket, self.table.weight.detach(), ids, self.table.padding_idx, self.rows)  # type: ignore[no-any-return]
 
 
-class Both(torch.autograd.Function):
+class TiedWeight(torch.autograd.Function):
     """The weight for the head, and a tensor of no size for look-ups: its backward pass comes after those of all of them."""
 
     @staticmethod
@@ -173,7 +173,7 @@ class Both(torch.autograd.Function):
 
 
 class LookUp(torch.autograd.Function):
-    """Rows of a table, whose slopes are put down for `Both`."""
+    """Rows of a table, whose slopes are put down for `TiedWeight`."""
 
     @staticmethod
     def forward(ctx: Any, ticket: Tensor, weight: Tensor, ids: Tensor, padding: int | None, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
