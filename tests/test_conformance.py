@@ -19,7 +19,6 @@ from torch import Tensor
 
 from all_facts import merged
 from preftune import methods
-from preftune.arena import Match, rate
 from preftune.collect.draw import against
 from preftune.conformance.claims import momentum_of_adam
 from preftune.conformance.forms import Setting, State, at_rest, beaten, biased, equilibrium, magnet_step, mixed, momentum_step, vpo_step
@@ -30,6 +29,7 @@ from preftune.exact import nash, steps
 from preftune.exact.games import GAMES as NAMED
 from preftune.exact.games import game, random_game, reference_logits
 from preftune.judges.exact import PreferenceTable
+from preftune.playing import Match, rate
 from preftune.policies.tabular import TableResponses, TabularPolicy
 from preftune.types import Key, PreftuneError, Roles, Rows
 from test_exact import ARRIVALS
@@ -90,7 +90,7 @@ def test_a_magnet_moves_when_its_steps_are_done(every: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if record.lr])
 def test_rates_of_the_table_are_those_at_which_a_step_from_the_uniform_policy_is_mirror_descent(name: str) -> None:
-    """`arena.rate` measures it; GRPO's is its own, since its rewards are divided by their spread."""
+    """`playing.rate` measures it; GRPO's is its own, since its rewards are divided by their spread."""
     record, n, eta, beta = RECORDS[name], 6, 0.4, 0.3
     assert record.lr is not None
     g = Setting(random_game(n, 1), torch.zeros(n, dtype=torch.float64), eta, beta)

@@ -28,7 +28,7 @@ LAYERS = (
     "methods | learner optimisers minimiser checkpoint log probe provenance diagnostics",
     "evaluation report",
     "training",
-    "api arena solving conformance grid registry cli annotate __init__ __main__",
+    "api playing solving conformance grid registry cli annotate __init__ __main__",
 )
 PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 

@@ -14,7 +14,7 @@ from .options import Json, Set, pairs, refuse
 from .output import curves, print_json, print_table, write
 
 if TYPE_CHECKING:
-    from ..arena import Play
+    from ..playing import Play
 
 SHOWN = 12  # responses in the table
 STEP = ("beta", "eta", "lr")
@@ -104,7 +104,7 @@ def _game(game: str) -> tuple[Any, Sequence[str]]:
 
 def _parameters(name: str) -> set[str]:
     """What a method may be given here."""
-    from ..arena import CLOSED, PULLS, UNREGULARISED
+    from ..playing import CLOSED, PULLS, UNREGULARISED
     from ..registry import resolve_method, signature_of
 
     if name in CLOSED:
@@ -125,7 +125,7 @@ def _read(name: str, entries: Sequence[tuple[str, dict[str, str]]], given: dict[
 
 
 def _run(name: str, table: Any, settings: dict[str, Any], **rest: Any) -> Play:
-    from ..arena import play as run
+    from ..playing import play as run
 
     for key in STEP:
         if isinstance(settings.get(key), str):

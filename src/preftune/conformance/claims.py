@@ -9,9 +9,9 @@ from functools import partial
 
 import torch
 
-from ..arena import Match
 from ..exact import nash
 from ..exact.games import game
+from ..playing import Match
 from .forms import Setting, State, at_rest, biased, equilibrium, mixed, momentum_step, sppo_step
 from .record import DISAGREE, HEDGE, RECORDS
 from .runs import apart_from, gap_of, iterate, named, predicted

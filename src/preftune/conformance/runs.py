@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..arena import Match
 from ..exact import nash
 from ..exact.games import game, reference_logits
+from ..playing import Match
 from ..types import PreftuneError
 from .forms import Setting, State, equilibrium
 from .record import RECORDS, Record

@@ -13,12 +13,12 @@ import torch
 
 from conftest import Run
 from preftune import methods
-from preftune.arena import CLOSED, Match, play, rate
 from preftune.exact.games import game, random_game, reference_logits
 from preftune.exact.nash import extragradient_step, hedge_step, mirror_descent_step
 from preftune.exact.optimum import rlhf_optimum
 from preftune.exact.steps import advise
 from preftune.minimiser import Minimiser
+from preftune.playing import CLOSED, Match, play, rate
 from preftune.policies.tabular import TabularPolicy
 from preftune.report.games import gaps, page, triangle
 from preftune.types import Context, PreftuneError, Rows
