@@ -26,7 +26,7 @@ from .policies.tabular import TabularPolicy
 from .policies.text.memory import MemoryPlan
 from .probe import probe
 from .reference import none
-from .registry import import_function, lookup, resolve_method, signature_of, split_settings
+from .registry import arguments, import_function, lookup, named, resolve_method, signature_of, split_settings
 from .training import TrainConfig
 from .types import LABELS, Context, Judge, Key, Method, Policy, PreftuneError, Rows, formula_of, needs_of, parts_of
 from .update import plain
@@ -323,13 +323,22 @@ def _asks_a_judge(chosen: Any, judge: Any) -> None:
 
 
 def resolve_judge(judge: Any) -> Judge:
-    """A judge by name or place (a function without arguments that returns one), or as it is."""
-    if not isinstance(judge, str):
+    """A judge by name with options ("ratings,direction=kind"), by place ("module:function,option=..", a function that returns one), the
+    folder of a trained one, the http address of a served one, or as it is."""
+    if not isinstance(judge, str | Path):
         return judge  # type: ignore[no-any-return]
-    from .judges import JUDGES
+    from .judges import JUDGES, MADE
 
-    place = judge if ":" in judge else lookup(judge, JUDGES, "judge")
-    return import_function(place, "a function that returns a judge")()  # type: ignore[no-any-return]
+    name, *options = str(judge).split(",")
+    given = named(options, f"the judge {name}", "ratings,direction=kind")
+    if name.startswith(("http://", "https://")):
+        place, given = "preftune.judges.service:remote", {"url": name, **given}
+    elif (Path(name) / MADE).is_file():
+        place, given = "preftune.judges.trained:load", {"folder": name, **given}
+    else:
+        place = name if ":" in name else lookup(name, JUDGES, "judge")
+    function = import_function(place, "a function that returns a judge")
+    return function(**arguments(function, given, f"option of the judge {name}"))  # type: ignore[no-any-return]
 
 
 def load_data(spec: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -151,6 +151,30 @@ def split_settings(function: Callable[..., Any], config: type, settings: Mapping
     if missing:
         raise PreftuneError(f"{function.__name__} was given no {', '.join(missing)}, needed a value; for instance --set {missing[0]}=...")
     return hyperparameters, training
+
+
+def named(settings: Iterable[str], option: str, example: str) -> dict[str, str]:
+    """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}; a name given twice is refused."""
+    found: dict[str, str] = {}
+    for text in settings:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name.isidentifier():
+            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {example}")
+        if name in found:
+            raise PreftuneError(f"{option} {name} was given twice, as {found[name]} and {value}, needed one value; leave one out")
+        found[name] = value
+    return found
+
+
+def arguments(function: Callable[..., Any], given: Mapping[str, Any], kind: str, besides: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of a function from texts; an unknown name is refused with a suggestion, and so is a lack of one without a default.
+    `besides`: arguments that come from elsewhere."""
+    known = {name: setting for name, setting in signature_of(function).items() if name not in besides}
+    found = {name: parse(value, lookup(name, known, kind)) for name, value in given.items()}
+    missing = [name for name, setting in known.items() if setting.default is REQUIRED and name not in found]
+    if missing:
+        raise PreftuneError(f"{function.__name__} was given no {', '.join(missing)}, needed a value; for instance {missing[0]}=...")
+    return found
 
 
 def parse(value: Any, setting: Setting) -> Any:

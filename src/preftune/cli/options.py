@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from ..registry import arguments, named
 from ..types import PreftuneError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -32,16 +33,8 @@ EXAMPLE = {
 
 def pairs(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
     """["beta=0.1", "lr = 1e-6"] -> {"beta": "0.1", "lr": "1e-6"}; a name given twice is refused."""
-    found: dict[str, str] = {}
-    for text in settings:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not name.isidentifier():
-            example = f"{option} {EXAMPLE[option]}" if option in EXAMPLE else "egpo,eta=0.5"  # a method with settings of its own
-            raise PreftuneError(f"{option} was given {text!r}, needed name=value; for instance {example}")
-        if name in found:
-            raise PreftuneError(f"{option} {name} was given twice, as {found[name]} and {value}, needed one value; leave one out")
-        found[name] = value
-    return found
+    example = f"{option} {EXAMPLE[option]}" if option in EXAMPLE else "egpo,eta=0.5"  # a method with settings of its own
+    return named(settings, option, example)
 
 
 def refuse(settings: Iterable[str], names: Sequence[str], where: str) -> None:
@@ -59,7 +52,7 @@ def loading(options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     from ..policies.text.model import load
 
-    return _arguments(load, options, "loading option")
+    return arguments(load, options, "loading option", besides=("model",))
 
 
 def reading(options: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
@@ -68,12 +61,4 @@ def reading(options: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, 
         return {}
     from ..data import load
 
-    return {**_arguments(load, options, "reading option"), "columns": dict(rename)}
-
-
-def _arguments(function: Callable[..., Any], options: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Keyword arguments of a function from texts; an unknown name is refused with a suggestion."""
-    from ..registry import REQUIRED, lookup, parse, signature_of
-
-    known = {name: setting for name, setting in signature_of(function).items() if setting.default is not REQUIRED}
-    return {name: parse(value, lookup(name, known, kind)) for name, value in options.items()}
+    return {**arguments(load, options, "reading option", besides=("spec",)), "columns": dict(rename)}

@@ -5,3 +5,4 @@ from __future__ import annotations
 JUDGES = {  # name -> "module:attribute", imported when used; called with the options that the user gives
     "ratings": "preftune.judges.ratings:ratings",
 }
+MADE = "judge.json"  # what a folder holds whose judge was trained here

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ...types import PreftuneError, Rows
 REVISE = "Improve your answer. Reply with the improved answer only."  # what asks for a better response than a draft
 
 Tokens = tuple[int, ...]
+Said = str | tuple[tuple[str, str], ...]  # a prompt as a person reads it: text, or (role, content) of every message
 Counts = dict[str, int]  # rows, responses, joint_differs, prompt_truncated, response_truncated
 
 
@@ -161,6 +164,74 @@ def render(record: Any, tokenizer: Any) -> str:
             )
         prompt = prompt[0]["content"]
     return prompt if system is None else f"{system}\n\n{prompt}"
+
+
+class Frame(NamedTuple):
+    """The words that a chat template puts around contents: a prompt of turns that begins with a user's."""
+
+    start: str
+    after_system: str | None  # None: no system message is given, though the template may write one of its own into `start`
+    after_user: str
+    after_answer: str
+    tail: str
+
+    def contents(self, text: str) -> list[tuple[str, str]] | None:
+        """(role, content) of every turn of a prompt in this frame; None where it is in another one."""
+        if not (text.startswith(self.start) and text.endswith(self.tail)):
+            return None
+        body, found = text[len(self.start) : len(text) - len(self.tail)], []
+        if self.after_system is not None:
+            system, there, body = body.partition(self.after_system)
+            if not there:
+                return None
+            found.append(("system", system))
+        for role, end in itertools.cycle((("user", self.after_user), ("assistant", self.after_answer))):
+            content, more, body = body.partition(end)
+            found.append((role, content))
+            if not more:
+                break
+        return found
+
+
+class Inverse:
+    """What a tokenizer's chat template was given, found from what it wrote: judges read with templates of their own.
+
+    Learned from the words that the template puts around marks, and rendered again: unless that gives the same text, the answer is the
+    text without special tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        frames = [self.frame(system) for system in (False, True)] if tokenizer.chat_template else []
+        self.frames = [frame for frame in frames if frame is not None]
+
+    def __call__(self, prompt: Prompt) -> Said:
+        """Text where one user speaks or nothing was rendered, otherwise all messages."""
+        tokens = list(prompt.tokens if isinstance(prompt, Shifted) else prompt)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        for frame in self.frames:
+            messages = frame.contents(text)
+            if messages and self.rendered(messages) == text:
+                return messages[0][1] if len(messages) == 1 else tuple(messages)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def frame(self, system: bool) -> Frame | None:
+        """The template's words, with a system message or without; None where the template does not write one turn after another."""
+        roles = ["system"] * system + ["user", "assistant", "user"]
+        marks = [f"preftune-mark-{i}-" for i in range(len(roles))]
+        try:
+            text = self.rendered(list(zip(roles, marks, strict=True)))
+        except Exception:  # templates refuse roles with errors of their own
+            return None
+        if re.findall("preftune-mark-.-", text) != marks:
+            return None
+        start, *between, tail = re.split("preftune-mark-.-", text)
+        return Frame(start, between[0] if system else None, between[-2], between[-1], tail)
+
+    def rendered(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The prompt of these messages."""
+        given = [{"role": role, "content": content} for role, content in messages]
+        return str(self.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], special: bool) -> list[Tokens]:
