@@ -22,6 +22,7 @@ VERBS = {
     "data": "preftune.cli.data:data",
     "play": "preftune.cli.play:play",
     "solve": "preftune.cli.solve:solve",
+    "judge": "preftune.cli.judge:judge",
     "logic": "preftune.cli.logic:logic",
     "show": "preftune.cli.show:show",
     "from-trl": "preftune.cli.from_trl:from_trl",
@@ -59,7 +60,11 @@ def application(verb: str | None) -> typer.Typer:
     app.callback()(_root)
     for name in [verb] if verb in VERBS else VERBS:
         module, _, function = VERBS[name].partition(":")
-        app.command(name)(getattr(importlib.import_module(module), function))
+        found = getattr(importlib.import_module(module), function)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
     return app
 
 
