@@ -247,6 +247,12 @@ def squares(w: Exact, beta: float) -> Tensor:
     return 2 * (w.pi[:, None] * w.pi * w.P * (g - 1 / (2 * beta)) ** 2).sum()
 
 
+def hinges(w: Exact, beta: float) -> Tensor:
+    """slic on pairs of pi, each in the order that the judge draws."""
+    g = w.h[:, None] - w.h
+    return 2 * (w.pi[:, None] * w.pi * w.P * (1 - beta * g).clamp(min=0)).sum()
+
+
 def graded(w: Exact) -> Tensor:
     """dpo, beta = .1, on pairs of pi whose rewards are .2 apart."""
     drawn = w.pi[:, None] * w.pi * (w.reward[:, None] - w.reward >= 0.2)
@@ -269,6 +275,9 @@ FACTS: dict[str, Fact] = {
         partial(methods.online_ipo, pairs="uniform"), lambda w: 2 * spread(UNIFORM, w.h - w.P @ w.opponent)
     ),
     "egpo": Fact(methods.egpo, lambda w: 2 * spread(UNIFORM, w.h - w.P @ w.opponent / 0.1)),
+    "egpo of the policy's pairs": Fact(
+        partial(methods.egpo, pairs="policy", opponents=2), lambda w: 2 * spread(w.pi, w.h - w.P @ w.opponent / 0.1)
+    ),
     "egpo-optimistic": Fact(methods.egpo_optimistic, lambda w: 2 * spread(UNIFORM, w.h - w.P @ w.opponent / 0.1)),
     "mpo": Fact(methods.mpo, lambda w: 2 * spread(UNIFORM, w.h - w.P @ w.opponent / 0.1)),
     "ipo-md": Fact(partial(methods.ipo_md, b=0.4), lambda w: 2 * spread(w.mixed("current", 0.4), w.h - w.P @ w.mixed("current", 0.4))),
@@ -279,6 +288,10 @@ FACTS: dict[str, Fact] = {
         lambda w: w.objective(w.P @ w.mixed("opponent", 0.125), 0.5),
     ),
     "nash-ema-pg": Fact(partial(methods.nash_ema_pg, tau=0.5), lambda w: w.objective(w.P @ w.role("slow").exp(), 0.5)),
+    "nash-ema-pg with a baseline": Fact(
+        partial(methods.nash_ema_pg, tau=0.5, responses=2, baseline="leave_one_out"),
+        lambda w: w.objective(w.P @ w.role("slow").exp(), 0.5),
+    ),
     # by rounds, win rates or scores of all against all
     "sppo": Fact(methods.sppo, apart="the best and the worst of five are no draws of the policy"),
     "sppo on all": Fact(
@@ -286,6 +299,11 @@ FACTS: dict[str, Fact] = {
         lambda w: (w.pi * (w.h - 2 * (w.P @ w.pi - 0.5)) ** 2).sum(),
         # a response is one of the three that it is judged against, at 1/2
         drawn=lambda w: (w.pi * (w.h - 2 * 2 / 3 * (w.P @ w.pi - 0.5)) ** 2).sum(),
+    ),
+    "sppo on all, centred": Fact(
+        partial(methods.sppo, eta=2.0, responses=3, train_on="all", centred=True),
+        lambda w: spread(w.pi, w.h - 2 * w.P @ w.pi),
+        shrunk=2 / 3,  # the variance of three draws about their own mean
     ),
     "gpo": Fact(methods.gpo, apart="the best and the worst of five are no draws of the policy"),
     "gpo on all": Fact(
@@ -308,6 +326,7 @@ FACTS: dict[str, Fact] = {
     "online-dpo": Fact(methods.online_dpo, lambda w: ordered(w, w.pi, w.pi, 0.1, w.P)),
     "online-dpo of three": Fact(partial(methods.online_dpo, responses=3), lambda w: ordered(w, w.pi, w.pi, 0.1, w.P)),
     "online-dpo as ipo": Fact(partial(methods.online_dpo, beta=1.0, loss="ipo"), lambda w: squares(w, 1.0)),
+    "online-dpo as hinge": Fact(partial(methods.online_dpo, beta=0.5, loss="hinge"), lambda w: hinges(w, 0.5)),
     "apo-nesterov": Fact(methods.apo_nesterov, lambda w: ordered(w, w.pi, w.pi, 0.1, w.P)),
     "apo-nesterov of ipo": Fact(partial(methods.apo_nesterov, inner="ipo", beta=0.5), lambda w: squares(w, 0.5)),
     "apo-nesterov of sppo": Fact(
@@ -319,6 +338,10 @@ FACTS: dict[str, Fact] = {
         partial(methods.xpo, alpha=0.3),
         lambda w: ordered(w, w.pi, w.reference.exp(), 0.1, w.P) + 0.3 * (w.reference.exp() * w.logp).sum(),
     ),
+    "vpo beside the reference": Fact(  # xpo with alpha beta for its alpha
+        partial(methods.vpo, alpha=3.0, partner="reference"),
+        lambda w: ordered(w, w.pi, w.reference.exp(), 0.1, w.P) + 0.3 * (w.reference.exp() * w.logp).sum(),
+    ),
     "vpo": Fact(partial(methods.vpo, alpha=3.0), lambda w: ordered(w, w.pi, w.pi, 0.1, w.P) + 0.3 * (w.reference.exp() * w.logp).sum()),
     "hypo": Fact(
         partial(methods.hypo, lam=0.3), lambda w: -torch.nn.functional.logsigmoid(0.1 * (w.h[2] - w.h[1])) + w.objective(0 * w.P[0], 0.3)
@@ -328,8 +351,11 @@ FACTS: dict[str, Fact] = {
     "rloo": Fact(methods.rloo, lambda w: w.objective(w.reward, 0.05)),
     "rloo by comparisons": Fact(partial(methods.rloo, responses=3, reward="winrate"), lambda w: w.objective(w.P @ w.pi, 0.05)),
     "rloo by rounds": Fact(partial(methods.rloo, collect_every="round"), lambda w: w.objective(w.reward, 0.05)),
+    "rloo of three": Fact(partial(methods.rloo, responses=3), lambda w: w.objective(w.reward, 0.05)),
     "spo-minimax": Fact(methods.spo_minimax, lambda w: w.objective(w.P @ w.pi, 0.05)),
     "copg": Fact(methods.copg, lambda w: spread(w.pi, w.reward - 0.06 * w.h) / 0.06),
+    "copg in nats": Fact(partial(methods.copg, scale="logratio"), lambda w: 2 * spread(w.pi, w.h - w.reward / 0.06)),
+    "copg by comparisons": Fact(partial(methods.copg, reward="winrate"), lambda w: spread(w.pi, w.P @ w.pi - 0.06 * w.h) / 0.06),
     "grpo": Fact(
         partial(methods.grpo, responses=3), apart="rewards are divided by the spread of a group, whose mean is no spread of the law"
     ),
@@ -338,12 +364,24 @@ FACTS: dict[str, Fact] = {
         lambda w: w.objective(w.reward, 0.0) / 2,
         shrunk=2 / 3,  # the group's mean holds the response itself
     ),
+    "grpo undivided, by rounds": Fact(  # the first step on a round, at ratio one
+        partial(methods.grpo, responses=3, loss_type="dr_grpo", scale_rewards="none", max_completion_length=2, collect_every="round"),
+        lambda w: w.objective(w.reward, 0.0) / 2,
+        shrunk=2 / 3,
+    ),
     "ppo": Fact(methods.ppo, apart="advantages are divided by their spread over the batch"),
     "ppo undivided": Fact(partial(methods.ppo, whiten=False)),
+    "ppo by steps": Fact(partial(methods.ppo, whiten=False, collect_every="step"), lambda w: w.objective(w.reward, 0.05) / 2),
     "ppo without discount": Fact(
         partial(methods.ppo, whiten=False, lam=1.0),
         lambda w: w.objective(w.reward, 0.05) / 2,  # a mean over tokens, of which there are two
     ),
+}
+
+
+NO_ESTIMATE = {
+    "curry-dpo": "a round's rows are the pairs of the data's lists: nothing is drawn",
+    "zo-ranksgd": "a step is made of ranks of perturbed policies: there is no loss whose gradient it would be the mean of",
 }
 
 
@@ -368,6 +406,12 @@ def _facts() -> dict[str, Fact]:
 
 
 ALL = _facts()
+
+
+def test_every_method_that_collects_more_than_once_is_held_to_its_exact_gradient_or_said_to_have_none() -> None:
+    plays = {name for name, make in METHODS.items() if make(**merged("SETTINGS").get(name, {})).collect_every != "run"}
+    assert plays - set(ALL) == set(NO_ESTIMATE) and not set(ALL) & set(NO_ESTIMATE)
+    assert plays - set(FACTS) == set(NO_ESTIMATE), "give FACTS a line: what the method should have the gradient of"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -403,6 +447,25 @@ def test_the_best_and_the_worst_of_a_transitive_judge_have_an_exact_law(negative
 def distance(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest entry expected."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo"])
+def test_the_kl_of_grpo_is_unbiased_beside_rewards_that_are_not(loss_type: policy_gradient.Aggregation) -> None:
+    """What beta adds to the gradient, drawn and exact: minus the slope of the cross-entropy of the reference's next tokens.
+
+    A mean over the two tokens: KL(mu || pi) of the first, and of the second after each first, weighed by pi(first), a constant.
+    Not the KL in the other order, whose value the estimate has.
+    """
+    make = partial(methods.grpo, responses=2, loss_type=loss_type, scale_rewards="none")
+    with_kl, without = make(beta=0.3), make(beta=0.0)
+    drawn = sampled_gradient(with_kl) - sampled_gradient(without)
+    assert distance(drawn, mean_gradient(with_kl) - mean_gradient(without)) < EXACT
+
+    logits = WORLD.policy("current").logits
+    pi, mu = logits[0].log_softmax(-1), WORLD.policy("reference").logits[0].detach().log_softmax(-1).exp()
+    reached = torch.cat([torch.ones(1), pi[0].exp().detach()])
+    (slope,) = torch.autograd.grad(-0.3 / 2 * (reached * (mu * pi).sum(1)).sum(), [logits])
+    assert distance(drawn, slope[0]) < EXACT
 
 
 SAMPLED_LABELS = {
