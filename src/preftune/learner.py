@@ -57,6 +57,7 @@ class GradientLearner:
         weight_decay: float = 0.0,
         clip: float = 1.0,
         micro_batch: int | None = None,
+        seed: int = 0,
     ):
         if micro_batch is not None and micro_batch < 1:
             raise PreftuneError(f"micro_batch is {micro_batch}, needed at least 1: the rows of one forward pass")
@@ -70,7 +71,7 @@ class GradientLearner:
         self.lr = lr if callable(lr) else lambda step, value=lr: value
         self.clip, self.micro_batch = clip, micro_batch
         if method.heads:
-            policy.attach(method.heads, Key.of(0).fold("heads"))
+            policy.attach(method.heads, Key.of(seed).fold("heads"))
         self.parameters = policy.parameters()
         self.optimiser = make(optimiser, _groups(self.parameters), self.lr(0), beta1, weight_decay)
         self.steps = 0
@@ -151,10 +152,15 @@ class GradientLearner:
         with torch.no_grad():
             reference = self.roles["reference"].score(rows, wants) if self.needs.reference else None
             other = {name: self.roles[name].score(rows).logp for name in self.needs.other}
-        scored = replace(self.policy.score(rows, self.needs.wants), other=other, running=self.running)
+        scored = replace(self._own(rows), other=other, running=self.running)
         if reference is None:
             return scored
         return replace(scored, ref_logp=reference.logp, segment_ref_logp=reference.segment_logp)
+
+    def _own(self, rows: Rows) -> Scored:
+        """What the policy in training says, as far as the objective reads it."""
+        reading = {} if self.needs.logp else {"logp": False}  # a policy from outside need not know of it
+        return self.policy.score(rows, self.needs.wants, **reading)
 
     @torch.no_grad()
     def measure(self, rows: Rows) -> tuple[Scored, Loss]:
@@ -182,7 +188,7 @@ class GradientLearner:
             scored.append(_detach(s))
             losses.append(_detach_loss(loss))
         for part in idle:
-            (0 * self.score(part).logp.sum()).backward()
+            (0 * torch.stack([x.sum() for x in _trained(self.score(part))]).sum()).backward()
         return self._together(rows, mine, scored, losses)
 
     def _backward_whole(self, rows: Rows, mine: list[int], micro: list[Rows]) -> tuple[Scored, Loss]:
@@ -201,10 +207,10 @@ class GradientLearner:
         sizes, idle = [len(part) for part in micro], self._idle(rows, len(micro))
         split = [(torch.zeros_like(leaf) if g is None else g)[mine].split(sizes) for leaf, g in zip(leaves, gradients, strict=True)]
         for part, *slices in zip(micro, *split, strict=True):
-            again = _trained(self.policy.score(part, self.needs.wants))
+            again = _trained(self._own(part))
             torch.stack([(x * g).sum() for x, g in zip(again, slices, strict=True)]).sum().backward()
         for part in idle:
-            (0 * self.policy.score(part, self.needs.wants).logp.sum()).backward()
+            (0 * torch.stack([x.sum() for x in _trained(self._own(part))]).sum()).backward()
         return _detach(whole), _detach_loss(loss)
 
     def _share(self, rows: Rows) -> tuple[list[int], Rows]:

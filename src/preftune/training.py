@@ -241,6 +241,7 @@ def run(
         weight_decay=config.weight_decay,
         clip=config.clip if config.clip is not None else 0.0 if policy.independent else 1.0,
         micro_batch=config.micro_batch,
+        seed=config.seed,
     )
     saved, shelf = folder / "checkpoints", folder / "rounds"
     every = max(1, total // 10) if config.save_every is None else config.save_every

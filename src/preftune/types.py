@@ -157,7 +157,7 @@ class Scored:
     """Rows together with what the policy and the reference think of them: all that an objective may read."""
 
     rows: Rows
-    logp: Tensor  #                        float64 [B, K]; the unit stands in the policy's docstring (text: nats per response)
+    logp: Tensor  #                        float64 [B, K]; the unit stands in the policy's docstring (text: nats per response); 0 unread
     ref_logp: Tensor | None = None  #      float64 [B, K], no gradient; None without a reference
     length: Tensor | None = None  #        [B, K] response tokens, the end-of-turn token included; tables: 1
     heads: Mapping[str, Tensor] = field(default_factory=dict)  #    name -> [B, K, C], the outputs of the method's heads
@@ -219,7 +219,7 @@ class Head:
     size: int  #                                  C
     pool: Literal["mean", "last"] = "mean"  #     over the tokens of a response, never the prompt's
     lr_scale: float = 1.0  #                      its learning rate over the policy's
-    std: float = 0.02  #                          of its first weights; 0 starts at zero
+    std: float | None = 0.02  #                   of its first weights; 0 starts at zero, None is 1 / sqrt(width of the states + 1)
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,7 @@ class Needs:
     labels: tuple[str, ...] = ("ranked",)  # fields of Rows, or names in Rows.extra, without which the objective has no meaning
     optional: tuple[str, ...] = ()  #      the same, read when they are given
     reference: bool = True  #              reads ref_logp
+    logp: bool = True  #                   reads logp; otherwise scoring makes the heads' outputs alone, which saves the vocabulary's
     wants: tuple[Want, ...] = ()  #        what scoring has to compute besides logp
     other: tuple[str, ...] = ()  #         further roles whose log-probs it reads
     batch: bool = False  #                 its value depends on the whole batch: the learner scores first, differentiates second
@@ -302,8 +303,9 @@ class Policy(Protocol):
     def sample(self, rows: Rows, n: int, key: Key, *args: Any, **decoding: Any) -> Any:
         """Responses [B, n]; reads rows.id and rows.prompt. Draws derive from key and each row's id; decoding is the domain's."""
 
-    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
-        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled, and what is wanted besides."""
+    def score(self, rows: Rows, wants: Sequence[Want] = (), *, logp: bool = True) -> Scored:
+        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled, and what is wanted besides.
+        logp=False leaves them 0, for objectives that read heads alone."""
 
     def attach(self, heads: Mapping[str, Head], key: Key) -> None:
         """Give the policy heads, drawn from the key; `parameters` and `state` hold them too, frozen copies do not."""

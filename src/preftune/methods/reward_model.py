@@ -25,4 +25,4 @@ def reward_model(margin: Margin = "none", label_smoothing: float = 0.0, centring
     """
     one_of("margin", margin, MARGINS)
     objective = partial(bradley_terry, margin=margin, label_smoothing=label_smoothing, centring=centring)
-    return Method(objective, given, none, plain, recipe=JUDGING, heads={"reward": Head(1, pool="last")})
+    return Method(objective, given, none, plain, recipe=JUDGING, heads={"reward": Head(1, pool="last", std=None)})

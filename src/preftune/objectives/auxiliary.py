@@ -69,6 +69,7 @@ def add(*objectives: Objective) -> Objective:
         labels=tuple(dict.fromkeys(label for part in parts for label in part.labels)),
         optional=tuple(dict.fromkeys(label for part in parts for label in part.optional)),
         reference=any(part.reference for part in parts),
+        logp=any(part.logp for part in parts),
         wants=tuple(dict.fromkeys(want for part in parts for want in part.wants)),
         other=tuple(dict.fromkeys(role for part in parts for role in part.other)),
         batch=any(part.batch for part in parts),

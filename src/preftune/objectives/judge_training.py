@@ -53,7 +53,7 @@ def judged(z: Tensor) -> dict[str, Tensor]:
     return {"probability": sigmoid(z), "accuracy": (1 + z.sign()) / 2}
 
 
-@needs(columns=2, labels=("ranked",), optional=("prefer", "margin"), reference=False)
+@needs(columns=2, labels=("ranked",), optional=("prefer", "margin"), reference=False, logp=False)
 def bradley_terry(s: Scored, *, margin: Margin = "none", label_smoothing: float = 0.0, centring: float = 0.0) -> Loss:
     """Reward model: the difference of two rewards is the log-odds of the preference.
 
@@ -79,7 +79,7 @@ def skew(v: Tensor, w: Tensor, gate: Tensor | float = 1.0) -> Tensor:
     return (gate * (a * d - b * c)).sum(-1)
 
 
-@needs(columns=2, labels=("ranked",), optional=("prefer",), reference=False)
+@needs(columns=2, labels=("ranked",), optional=("prefer",), reference=False, logp=False)
 def general_preference(s: Scored, *, tau: float = 0.1, gated: bool = False, label_smoothing: float = 0.0) -> Loss:
     """General preference model: a skew-symmetric form of two embeddings is the log-odds of the preference.
 
@@ -102,7 +102,7 @@ def general_preference(s: Scored, *, tau: float = 0.1, gated: bool = False, labe
     return Loss(cross_entropy(s, z, label_smoothing), judged(z))
 
 
-@needs(columns=2, labels=("ranked",), optional=("prefer",), reference=False)
+@needs(columns=2, labels=("ranked",), optional=("prefer",), reference=False, logp=False)
 def pairwise_preference(s: Scored, *, label_smoothing: float = 0.0) -> Loss:
     """A model that reads both responses at once: column 0 shows (preferred, other), column 1 the same two the other way round.
 
@@ -120,7 +120,7 @@ def pairwise_preference(s: Scored, *, label_smoothing: float = 0.0) -> Loss:
     return Loss(row, {"probability": both, "accuracy": (1 + (both - 0.5).sign()) / 2, "bias": (p[:, 0] + p[:, 1] - 1) / 2})
 
 
-@needs(columns="K", labels=("attributes",), reference=False)
+@needs(columns="K", labels=("attributes",), reference=False, logp=False)
 def attribute_regression(s: Scored) -> Loss:
     """Regress A outputs on A marks of a response (helpfulness, correctness, ..); marks that are missing are NaN and count nothing.
 
@@ -138,7 +138,7 @@ def attribute_regression(s: Scored) -> Loss:
     return Loss(row, {"error": (row.detach() / count.clamp(min=1)).sqrt()}, count)
 
 
-@needs(columns="K", labels=("ranked",), optional=("score",), reference=False)
+@needs(columns="K", labels=("ranked",), optional=("score",), reference=False, logp=False)
 def k_wise(s: Scored, *, form: Form = "pairs") -> Loss:
     """Reward model of ranked lists, graded as in `listwise`.
 

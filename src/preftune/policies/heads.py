@@ -29,7 +29,8 @@ class PooledHead(nn.Module):
         self.pool = POOLS[head.pool]
         self.linear = nn.utils.skip_init(nn.Linear, width, head.size, device=device, dtype=torch.float32)
         with torch.no_grad():
-            self.linear.weight.copy_(head.std * torch.from_numpy(key.numpy().standard_normal((head.size, width))))
+            std = (width + 1) ** -0.5 if head.std is None else head.std
+            self.linear.weight.copy_(std * torch.from_numpy(key.numpy().standard_normal((head.size, width))))
             self.linear.bias.zero_()
         for parameter in self.linear.parameters():
             parameter.lr_scale = head.lr_scale  # type: ignore[attr-defined]  # the learner groups by it

@@ -112,24 +112,24 @@ class TabularPolicy:
         index = torch.searchsorted(law.cumsum(dim=1), draws, right=True)
         return TableResponses(index.clamp(max=law.shape[1] - 1))
 
-    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+    def score(self, rows: Rows, wants: Sequence[Want] = (), *, logp: bool = True) -> Scored:
         """A response is one token: it is its own only segment. A head is a table of its own, [games, responses, C]."""
         if "states" in wants:
             raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
         games = games_of(rows)[:, None] if rows.prompts is None else _numbers(tuple(map(tuple, rows.prompts)))
         if rows.prompts is None:
             law = self.log_law(games[:, 0])
-            logp = law.gather(1, rows.response.index)
+            found = law.gather(1, rows.response.index)
         else:
             law = self.logits[games].log_softmax(dim=2)  # [B, K, n]
-            logp = law.gather(2, rows.response.index[:, :, None])[:, :, 0]
+            found = law.gather(2, rows.response.index[:, :, None])[:, :, 0]
         return Scored(
             rows,
-            logp,
-            length=torch.ones_like(logp),
+            found if logp else torch.zeros_like(found),
+            length=torch.ones_like(found),
             heads={name: table[games, rows.response.index] for name, table in self.heads.items()},
-            segment_logp=logp[:, :, None] if "segments" in wants else None,
-            collision=(2 * law.detach()).logsumexp(-1).reshape(len(rows), -1).expand_as(logp) if "collision" in wants else None,
+            segment_logp=found[:, :, None] if "segments" in wants else None,
+            collision=(2 * law.detach()).logsumexp(-1).reshape(len(rows), -1).expand_as(found) if "collision" in wants else None,
         )
 
     def log_law(self, games: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class TabularPolicy:
     def attach(self, heads: Mapping[str, Head], key: Key) -> None:
         for name, head in heads.items():
             drawn = key.fold(name).numpy().standard_normal((*self.logits.shape, head.size))
-            table = torch.nn.Parameter(head.std * torch.from_numpy(drawn))
+            table = torch.nn.Parameter((0.5**0.5 if head.std is None else head.std) * torch.from_numpy(drawn))  # states of width 1
             table.lr_scale = head.lr_scale  # type: ignore[attr-defined]
             self.heads[name] = table
 

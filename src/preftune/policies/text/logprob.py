@@ -511,14 +511,28 @@ class Network(nn.Module):
         """Whether a gradient may flow into the head's weights."""
         return any(p.requires_grad for p in self.lm.get_output_embeddings().parameters())
 
-    def measure(self, pairs: Sequence[Pair], *, states: bool = False, collision: bool = False) -> Measured:
-        """Per-token log-probabilities of each response given its prompt, and what is asked for besides."""
+    def measure(self, pairs: Sequence[Pair], *, states: bool = False, collision: bool = False, logp: bool = True) -> Measured:
+        """Per-token log-probabilities of each response given its prompt, and what is asked for besides; without `logp` they are 0."""
         if not pairs:
             self.made_up([], self.missing(0))
             return Measured([], [], [])
         self.check_length(max(len(prompt) + len(response) for prompt, response in pairs))
         self.mode()
+        if not logp and states and not collision:
+            return self.states_alone(pairs)
         return (self.measure_packs if self.engine == "fast" else self.measure_padded)(pairs, states, collision)
+
+    def states_alone(self, pairs: Sequence[Pair]) -> Measured:
+        """The hidden states at each response's own tokens, and no logits."""
+        if self.engine == "fast":
+            packs, places = pack(pairs, self.tokens_per_batch, whole=True)
+            missing = self.missing(len(packs))
+            found = [state for one in packs for state in self.states(one)[one.own().to(self.device)].split(one.lengths)]
+            found = self.made_up(found, missing)
+            at = [found[i] for i in lines(packs, places)]
+        else:
+            at = [h[1:] for h in self.both_padded(pairs)]
+        return Measured([state.new_zeros(len(state), dtype=torch.float32) for state in at], at)
 
     def measure_packs(self, pairs: Sequence[Pair], states: bool, collision: bool) -> Measured:
         """Pack by pack."""
@@ -545,13 +559,18 @@ class Network(nn.Module):
         targets = self.ids([token for _, response in pairs for token in response])
         lengths = [len(response) for _, response in pairs]
         at = None
-        if states:  # `hidden` feeds all but the last token of a response: with one more, whichever, the true last one is fed too
-            both = self.hidden_padded([(prompt, (*response, response[-1])) for prompt, response in pairs])
+        if states:
+            both = self.both_padded(pairs)
             hidden, at = [h[:-1] for h in both], [h[1:] for h in both]
         else:
             hidden = self.hidden_padded(pairs)
         logp, second = self.head_logp(torch.cat(hidden), targets, collision)
         return Measured(list(logp.split(lengths)), at, None if second is None else list(second.split(lengths)))
+
+    def both_padded(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """[T_i + 1, d]: all but the last predict the response's tokens, all but the first stand at them. What is run feeds all but the last
+        token of a response: with one more, whichever, the true last one is fed too."""
+        return self.hidden_padded([(prompt, (*response, response[-1])) for prompt, response in pairs])
 
     def token_logps(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per-token log-probabilities float32 [T_i] of each response given its prompt."""
