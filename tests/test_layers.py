@@ -26,9 +26,9 @@ LAYERS = (
     "judges",
     "collect | reference | update",
     "methods | learner optimisers minimiser checkpoint log probe provenance diagnostics",
-    "evaluation report",
+    "evaluation standings report",
     "training",
-    "api playing solving conformance grid registry cli annotate __init__ __main__",
+    "api contest playing solving conformance grid registry cli annotate __init__ __main__",
 )
 PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 

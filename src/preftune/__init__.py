@@ -16,6 +16,7 @@ PUBLIC = {
     name: f"preftune.{module}"
     for module, names in {
         "api": "train plan resume evaluate generate merge load_data load_policy",
+        "contest": "arena",
         "playing": "play",
         "grid": "sweep",
         "registry": "resolve_method",

@@ -19,6 +19,7 @@ VERBS = {
     "train": "preftune.cli.train:train",
     "evaluate": "preftune.cli.evaluate:evaluate",
     "generate": "preftune.cli.generate:generate",
+    "arena": "preftune.cli.arena:arena",
     "data": "preftune.cli.data:data",
     "play": "preftune.cli.play:play",
     "solve": "preftune.cli.solve:solve",
