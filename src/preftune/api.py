@@ -49,11 +49,12 @@ class Run:
     evaluation: dict[str, measures.Evaluation] = field(default_factory=dict, repr=False)  # before, after
     counts: dict[str, int] = field(default_factory=dict)  # what encoding truncated or tokenised otherwise
     cache: dict[str, int] = field(default_factory=dict)  #  reference log-probs: hits came from the cache, misses were computed
+    judge: bool = False  #                                  what was trained is a judge
 
     @property
     def model(self) -> Path:
-        """The model's folder, in the ecosystem's own format."""
-        return self.folder / "model"
+        """The model's folder, in the ecosystem's own format; of a judge with its heads, ready for `judge=`."""
+        return self.folder / ("judge" if self.judge else "model")
 
     @property
     def report(self) -> Path:
@@ -124,6 +125,7 @@ def train(
     if not resume:
         processes.once(lambda: _fresh(folder))
     _asks_a_judge(chosen, judge)
+    judging = _judging(composed, model)
     judges = [] if judge is None else [shared(resolve_judge(judge))]
     given = {"model": model, "method": method, "data": data, "test": test, "judge": judge}
     how = {"load": dict(load or {}), "read": dict(read or {})}
@@ -161,10 +163,12 @@ def train(
             write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))
         for note in chosen.notes + extra + _derived(policy, reference) + more:
             log.say(note)
-        prompts = _prompts(held_out or feed, samples)
+        prompts = None if judging else _prompts(held_out or feed, samples)
         beta = hyperparameters.get("beta", hyperparameters.get("tau", 0.1))
         measure = lambda of: _measure(of, reference, held_out, prompts, judges, config, beta, decoding, key.fold("samples"))
-        before = measure(reference if hasattr(reference, "hits") else policy)  # the same weights, whose log-probs are kept
+        before: Any = ({}, None)  # a judge has no heads yet
+        if not judging:
+            before = measure(reference if hasattr(reference, "hits") else policy)  # the same weights, whose log-probs are kept
         outcome = training.run(
             policy,
             composed,
@@ -182,7 +186,8 @@ def train(
         )
         if processes.first():
             write_whole(folder / "config.json", json.dumps(described, indent=1, default=str))  # a resumed run may have other settings
-        result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=dict(getattr(feed, "counts", {})))
+        counts = dict(getattr(feed, "counts", {}))
+        result = Run(policy, folder, outcome.steps, outcome.stopped, outcome.history, counts=counts, judge=judging)
         for note in _encoded(result.counts):
             log.say(note)
         hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
@@ -193,9 +198,12 @@ def train(
                 best = checkpoint.path_of(folder / "checkpoints", outcome.best)  # type: ignore[arg-type]
                 policy.load(checkpoint.load(best)["policy"])
                 log.say(f"the model is that of step {outcome.best}, the best by {config.early_stop}")
-            after = measure(policy)
+            after = (_measure_judge(outcome.learner, held_out, config), None) if judging else measure(policy)
             result.evaluation = {"before": before[0], "after": after[0]}
-            _write(result, prompts, before[1], after[1], described, chosen.doc)
+            if judging:
+                _write_judge(result, outcome.learner, feed, described)
+            else:
+                _write(result, prompts, before[1], after[1], described, chosen.doc)
         hits, misses = (sum(processes.gather(getattr(reference, name, 0))) for name in ("hits", "misses"))
         result.cache = {"hits": hits, "misses": misses}
     return result
@@ -324,18 +332,27 @@ def _asks_a_judge(chosen: Any, judge: Any) -> None:
 
 def resolve_judge(judge: Any) -> Judge:
     """A judge by name with options ("ratings,direction=kind"), by place ("module:function,option=..", a function that returns one), the
-    folder of a trained one, the http address of a served one, or as it is."""
+    folder of a trained one, the http address of a served one, one of these asked in both orders ("both(ratings)"), several in a YAML
+    file, or as it is."""
     if not isinstance(judge, str | Path):
         return judge  # type: ignore[no-any-return]
     from .judges import JUDGES, MADE
+    from .judges.combine import both_orders, panel
 
-    name, *options = str(judge).split(",")
+    text = str(judge)
+    if text.startswith("both(") and text.endswith(")"):
+        return both_orders(resolve_judge(text[len("both(") : -1]))
+    if text.endswith((".yaml", ".yml")) and "," not in text:
+        return panel(text, resolve_judge)
+    name, *options = text.split(",")
     given = named(options, f"the judge {name}", "ratings,direction=kind")
     if name.startswith(("http://", "https://")):
         place, given = "preftune.judges.service:remote", {"url": name, **given}
     elif (Path(name) / MADE).is_file():
         place, given = "preftune.judges.trained:load", {"folder": name, **given}
     else:
+        if Path(name).is_dir():
+            raise PreftuneError(f"{name} has no {MADE}, needed the folder of a trained judge; `preftune judge train` writes RUN/judge")
         place = name if ":" in name else lookup(name, JUDGES, "judge")
     function = import_function(place, "a function that returns a judge")
     return function(**arguments(function, given, f"option of the judge {name}"))  # type: ignore[no-any-return]
@@ -525,7 +542,9 @@ def _written(folder: Path) -> dict[str, Any] | None:
 
 def _compares(policy: Any, method: Method) -> bool:
     """Whether a frozen start is kept. A method without reference gets one for the measurements alone where that costs little: when
-    few of the weights train."""
+    few of the weights train. Of a judge nothing is measured that needs one."""
+    if not needs_of(method.objective).logp:
+        return False
     trained, network = sum(p.numel() for p in policy.parameters()), getattr(policy, "network", None)
     return method.reference is not none or (network is not None and 4 * trained <= sum(p.numel() for p in network.module.parameters()))
 
@@ -648,6 +667,50 @@ def _pairs(feed: Any, n: int, batch: int) -> tuple[Iterator[Rows], Sequence[Hash
     texts = [text for record in records for text in record.responses]
     clusters = [frozenset(record.responses) for record in records] if one_prompt and len(set(texts)) < len(texts) else None
     return (feed.rows(range(at, min(at + batch, n))) for at in range(0, n, batch)), clusters
+
+
+def _judging(method: Method, model: Any) -> bool:
+    """Whether a judge is trained: an objective of heads alone, on a language model."""
+    if needs_of(method.objective).logp or isinstance(model, TabularPolicy):
+        return False
+    from .judges.trained import kind_of
+
+    kind_of(method.heads)  # refuses heads that no judge is made of
+    return True
+
+
+def _collected(learner: GradientLearner, feed: Any, positions: Sequence[int]) -> Iterator[Rows]:
+    """Rows of an offline method as it collects them, some at a time."""
+    for at in range(0, len(positions), SCORED):
+        roles = {**learner.roles, "opponent": learner.policy}
+        yield learner.method.collect(Context(roles, feed.rows(positions[at : at + SCORED]), key=Key.of(0).fold("judge", at)))
+
+
+def _measure_judge(learner: GradientLearner, held_out: Any, config: TrainConfig) -> measures.Evaluation:
+    """What the judge says of held-out rows, with intervals."""
+    if held_out is None:
+        return {}
+    positions = range(min(config.eval_rows, len(held_out)))
+    return measures.judged([(rows, learner.measure(rows)[1]) for rows in _collected(learner, held_out, positions)], seed=config.seed)
+
+
+def _write_judge(run: Run, learner: GradientLearner, feed: Any, described: Mapping[str, Any]) -> None:
+    """The folder of a trained judge, its evaluation and its page."""
+    from .judges import trained
+    from .report.page import write as write_page
+
+    counts = Counter(feed.counts)
+    some = range(0, len(feed), math.ceil(len(feed) / trained.ANSWERS))
+    statistics = trained.statistics(run.policy, _collected(learner, feed, some))  # type: ignore[arg-type]
+    feed.counts = counts
+    told = {"method": described["method"], "hyperparameters": described["hyperparameters"], "statistics": statistics}
+    told |= {"base": described["model"], "seed": described["seed"], "versions": described["versions"]}
+    if processes.first():
+        write_whole(run.folder / "evaluation.json", json.dumps(run.evaluation, indent=1))
+    trained.write(run.policy, run.model, learner.method.heads, told, run.evaluation["after"], first=processes.first())  # type: ignore[arg-type]
+    if processes.first():
+        write_page(run.folder)
+    processes.barrier()
 
 
 def _write(run: Run, prompts: Rows | None, before: Any, after: Any, described: Mapping[str, Any], doc: str) -> None:

@@ -4,5 +4,11 @@ from __future__ import annotations
 
 JUDGES = {  # name -> "module:attribute", imported when used; called with the options that the user gives
     "ratings": "preftune.judges.ratings:ratings",
+    "endpoint": "preftune.judges.endpoint:endpoint",
+    "speaking": "preftune.judges.speaking:speaking",
+    "answer": "preftune.judges.rules:answer",
+    "regex": "preftune.judges.rules:regex",
+    "tests": "preftune.judges.rules:tests",
+    "length": "preftune.judges.rules:length",
 }
 MADE = "judge.json"  # what a folder holds whose judge was trained here
