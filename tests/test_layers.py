@@ -28,7 +28,7 @@ LAYERS = (
     "methods | learner optimisers minimiser checkpoint log probe provenance diagnostics",
     "evaluation standings report",
     "training",
-    "api contest playing solving conformance grid registry cli annotate __init__ __main__",
+    "api contest playing solving judging conformance grid registry cli annotate __init__ __main__",
 )
 PLACE = {name: (level, side) for level, line in enumerate(LAYERS) for side, names in enumerate(line.split("|")) for name in names.split()}
 

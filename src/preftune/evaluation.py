@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import processes
 from .numerics import sigmoid
-from .types import Judge, Key, Policy, PreftuneError, Rows, Scored
+from .types import Judge, Key, Loss, Policy, PreftuneError, Rows, Scored
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # row weights [R, B] -> [R]: the statistic of R weighted data sets at once
 Evaluation = dict[str, dict[str, float | None]]
@@ -278,7 +278,7 @@ def _array(values: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
     return values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
 
 
-def _ready(found: Mapping[str, Interval]) -> Evaluation:
+def ready(found: Mapping[str, Interval]) -> Evaluation:
     """JSON knows no NaN: null stands for what could not be computed."""
 
     def plain(x: float) -> float | None:
@@ -324,7 +324,30 @@ def held_out(
     if "probability" in values:
         statistics["brier"] = brier_of(values["probability"], values["label"])
         statistics["calibration_error"] = calibration_error_of(values["probability"], values["label"])
-    return _ready(intervals(statistics, len(prompts), clusters, n=resamples, seed=seed))
+    return ready(intervals(statistics, len(prompts), clusters, n=resamples, seed=seed))
+
+
+def judged(parts: Sequence[tuple[Rows, Loss]], *, resamples: int = 2000, seed: int = 0) -> Evaluation:
+    """Means of what an objective of judges said about held-out rows: its loss and metrics; where they hold a probability that column 0
+    wins, its Brier score and calibration error. The rows of one prompt are a cluster, unless all rows have the same.
+
+    A pair that is labelled one half has no right order: it has no accuracy.
+    """
+    names = [*parts[0][1].metrics]
+    values = {name: torch.cat([loss.metrics[name].double().cpu() for _, loss in parts]) for name in names}
+    row = torch.cat([loss.row.double().cpu() for _, loss in parts])
+    count = torch.cat([torch.ones_like(loss.row).double().cpu() if loss.count is None else loss.count.double().cpu() for _, loss in parts])
+    total, each = mean_of(row), mean_of(count)
+    statistics: dict[str, Statistic] = {"loss": lambda weight: total(weight) / each(weight)}
+    if "probability" in values:
+        labels = [torch.ones(len(rows)) if rows.prefer is None else rows.prefer.cpu() for rows, _ in parts]
+        label = torch.cat([one.double() for one in labels])
+        values["accuracy"] = torch.where(label == 0.5, torch.nan, values["accuracy"])
+        statistics["brier"] = brier_of(values["probability"], label)
+        statistics["calibration_error"] = calibration_error_of(values["probability"], label)
+    statistics |= {name: mean_of(value) for name, value in values.items() if name != "probability"}
+    prompts = [repr(prompt) for rows, _ in parts for prompt in rows.prompt]
+    return ready(intervals(statistics, len(row), prompts if len(set(prompts)) > 1 else None, n=resamples, seed=seed))
 
 
 @torch.no_grad()
@@ -362,7 +385,7 @@ def on_samples(
         statistics |= {"judge": mean_of(by_prompt), "judge_sd": deviation_of(by_prompt)}
     if judge is not None and against is not None:
         statistics["winrate"] = mean_of(win_rate(judge, drawn.rows, drawn.rows.response, against.rows.response, key.fold("winrate")))
-    return _ready(intervals(statistics, len(drawn.rows), n=resamples, seed=key.seed))
+    return ready(intervals(statistics, len(drawn.rows), n=resamples, seed=key.seed))
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from .apo_nesterov import apo_nesterov
 from .apo_zero_unpaired import apo_zero_unpaired
 from .arpo import arpo
 from .asft import asft
+from .attribute_regression import attribute_regression
 from .bco import bco
 from .bco_pair import bco_pair
 from .c_advipo import c_advipo
@@ -32,6 +33,7 @@ from .egpo_optimistic import egpo_optimistic
 from .exo import exo
 from .f_dpo import f_dpo
 from .flex_dpo import flex_dpo
+from .general_preference import general_preference
 from .gpo import gpo
 from .grpo import grpo
 from .hinge import hinge
@@ -39,6 +41,7 @@ from .hypo import hypo
 from .inpo import inpo
 from .ipo import ipo, ipo_avg
 from .ipo_md import ipo_md
+from .k_wise import k_wise
 from .kto import kto
 from .ld_dpo import ld_dpo
 from .lipo import lipo
@@ -60,10 +63,12 @@ from .online_ipo import online_ipo
 from .orpo import orpo
 from .osp import osp
 from .pair_logistic import pair_hinge, pair_logistic
+from .pairwise_preference import pairwise_preference
 from .ppo import ppo
 from .rdpo import rdpo
 from .rdpo_length import rdpo_length
 from .reward_augmented import reward_augmented
+from .reward_model import reward_model
 from .rlhf_secrets_2 import rlhf_secrets_2
 from .rloo import rloo
 from .rpo import rpo, rpo_avg
@@ -174,6 +179,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "rloo": rloo,
     "copg": copg,
     "spo-minimax": spo_minimax,
+    # judges
+    "reward-model": reward_model,
+    "general-preference": general_preference,
+    "pairwise-preference": pairwise_preference,
+    "attribute-regression": attribute_regression,
+    "k-wise": k_wise,
     # under attack
     "c-advipo": c_advipo,
     "c-advul": c_advul,
