@@ -26,7 +26,7 @@ LAYERS = (
     "judges",
     "collect | reference | update",
     "methods | learner optimisers minimiser checkpoint log probe provenance diagnostics",
-    "evaluation standings report",
+    "evaluation standings judge_quality report",
     "training",
     "api contest playing solving judging conformance grid registry cli annotate __init__ __main__",
 )

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     name: f"preftune.{module}"
     for module, names in {
-        "api": "train plan resume evaluate generate merge load_data load_policy",
+        "api": "train plan resume evaluate judge_test generate merge load_data load_policy",
         "contest": "arena",
         "playing": "play",
         "grid": "sweep",

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +30,9 @@ from .registry import arguments, import_function, lookup, named, resolve_method,
 from .training import TrainConfig
 from .types import LABELS, Context, Judge, Key, Method, Policy, PreftuneError, Rows, formula_of, needs_of, parts_of
 from .update import plain
+
+if TYPE_CHECKING:
+    from .judge_quality import JudgeTest
 
 KL_SAMPLES = 32
 SCORED = 64  #   held-out rows scored together; without gradients the engine's own passes bound the memory
@@ -786,6 +789,30 @@ def evaluate(
         decoding=decoding,
         clusters=clusters,
     )
+
+
+def judge_test(
+    judge: str | Judge,
+    data: Any,
+    *,
+    subset_column: str | None = None,
+    rows: int | None = None,
+    lists: int = 0,
+    read: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> JudgeTest:
+    """How good a judge is on held-out labelled responses, every number with a bootstrap interval by prompt.
+
+    subset_column  a column of the data that names subsets; `subset` where they have it
+    rows           of the data, from the first on; all if left out
+    lists          lists of responses to a same prompt that are drawn to look for circles, beside the data's own
+    """
+    from .judge_quality import measure
+
+    asked, loaded = resolve_judge(judge), load_data(data, **(read or {}))
+    records = loaded.records(range(min(rows or len(loaded), len(loaded))))
+    found = measure(asked, records, subset_column=subset_column, lists=lists, seed=seed)
+    return dataclasses.replace(found, notes=_left_out(loaded) + found.notes)
 
 
 def generate(
