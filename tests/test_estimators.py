@@ -247,6 +247,13 @@ def squares(w: Exact, beta: float) -> Tensor:
     return 2 * (w.pi[:, None] * w.pi * w.P * (g - 1 / (2 * beta)) ** 2).sum()
 
 
+def best_of_three(w: Exact) -> Tensor:
+    """The law of the draw of the highest reward among three."""
+    no_better = (w.reward[:, None] >= w.reward) * w.pi
+    worse = (w.reward[:, None] > w.reward) * w.pi
+    return no_better.sum(1) ** 3 - worse.sum(1) ** 3
+
+
 def hinges(w: Exact, beta: float) -> Tensor:
     """slic on pairs of pi, each in the order that the judge draws."""
     g = w.h[:, None] - w.h
@@ -262,6 +269,7 @@ def graded(w: Exact) -> Tensor:
 # Of pairs drawn from pi some are one answer twice, which no enumerated pair is: they pull nothing, and count
 CURRENT = WORLD.logp("current").exp()
 APART = float(1 - (CURRENT**2).sum())
+APART_AT_FIRST = float(1 - (2 * WORLD.logp("reference")).exp().sum())
 GRADED = float(2 * (CURRENT[:, None] * CURRENT * (WORLD.reward[:, None] - WORLD.reward >= 0.2)).sum())  # two draws make a pair at all
 
 FACTS: dict[str, Fact] = {
@@ -347,6 +355,15 @@ FACTS: dict[str, Fact] = {
         partial(methods.hypo, lam=0.3), lambda w: -torch.nn.functional.logsigmoid(0.1 * (w.h[2] - w.h[1])) + w.objective(0 * w.P[0], 0.3)
     ),
     "on-policy": Fact(methods.on_policy, apart="which of four is best is said by how they fare against one another, not against the law"),
+    "best-of-n": Fact(partial(methods.best_of_n, n=3), lambda w: -(best_of_three(w) * w.logp).sum()),
+    "rso": Fact(
+        partial(methods.rso, candidates=3, responses=2), apart="few candidates: survivors have another law than the one that is sought"
+    ),
+    "rso of the first responses": Fact(  # nothing is rejected
+        partial(methods.rso, beta=float("inf"), gamma=0.1, candidates=4, responses=4, label="soft"),
+        lambda w: ordered(w, w.reference.exp(), w.reference.exp(), 0.1, w.P) / APART_AT_FIRST,
+        shrunk=APART_AT_FIRST,
+    ),
     # rewards
     "rloo": Fact(methods.rloo, lambda w: w.objective(w.reward, 0.05)),
     "rloo by comparisons": Fact(partial(methods.rloo, responses=3, reward="winrate"), lambda w: w.objective(w.P @ w.pi, 0.05)),

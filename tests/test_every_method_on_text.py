@@ -22,6 +22,7 @@ CHOICES: dict[str, dict[str, Any]] = merged("SETTINGS")  # what cannot be left o
 SHORT: dict[str, dict[str, Any]] = {  # rounds of few prompts, attacks of one step
     "sppo": {"rounds": 1, "responses": 3},
     "osp": {"responses": 2},
+    "rso": {"candidates": 6, "responses": 4},
     "c-advipo": {"iterations": 1},
     "c-advul": {"iterations": 1},
 }

@@ -268,6 +268,11 @@ OTHERS: dict[str, tuple[str, str]] = {
         "rewards or wins: the best responses, first by best against worst, which settle short of best-of-n fine-tuning",
         "2404.14367",
     ),
+    "best-of-n": ("rewards or wins: after R rounds the law of the best of n^R draws of mu", "2304.06767"),
+    "rso": (
+        "pairs of mu exp(r / beta) / Z; soft labels of Bradley-Terry lead to mu exp(r / gamma) / Z, sure ones have no minimum on a table",
+        "2309.06657",
+    ),
     "zo-ranksgd": ("ranks of perturbed policies by how seldom the policy beats them: a winner where there is one", "2303.03751"),
     "dno-prct": (
         "sure labels have no minimum on a table: its rounds are refused when solved exactly, and stopped early on text",

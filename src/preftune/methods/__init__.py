@@ -15,6 +15,7 @@ from .asft import asft
 from .attribute_regression import attribute_regression
 from .bco import bco
 from .bco_pair import bco_pair
+from .best_of_n import best_of_n
 from .c_advipo import c_advipo
 from .c_advul import c_advul
 from .cal_dpo import cal_dpo
@@ -72,6 +73,7 @@ from .reward_model import reward_model
 from .rlhf_secrets_2 import rlhf_secrets_2
 from .rloo import rloo
 from .rpo import rpo, rpo_avg
+from .rso import rso
 from .sft import sft
 from .simpo import simpo
 from .slic import slic
@@ -172,6 +174,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ofs-dpo": ofs_dpo,
     "srpo": srpo,
     "on-policy": on_policy,
+    "best-of-n": best_of_n,
+    "rso": rso,
     "zo-ranksgd": zo_ranksgd,
     # rewards: policy gradients and regression
     "ppo": ppo,
@@ -200,4 +204,5 @@ ALIASES = {
     "nll": "sft",
     "mpo-magnetic": "mpo",
     "oaif": "online-dpo",
+    "raft": "best-of-n",
 }
