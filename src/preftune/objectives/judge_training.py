@@ -126,12 +126,13 @@ def attribute_regression(s: Scored) -> Loss:
 
     loss = sum_known (r_a - mark_a)^2 / sum_known 1
 
-    Reads   heads["attributes"] [B, K, A]; label attributes [B, K, A]
+    Reads   heads["attributes"] [B, K, A]; label attributes [B, K, A], or [B, K]: one mark that all outputs regress
     Gives   row: sum of a row's squares; count: number of its marks, so that every mark of the global batch counts alike
     Source  arXiv:2406.08673 (HelpSteer2)
     """
     marks = extra(s, "attributes", whole=False)
-    r = head(s, "attributes", marks.shape[2])
+    r = head(s, "attributes", marks.shape[2] if marks.ndim == 3 else None)
+    marks = marks if marks.ndim == 3 else marks[:, :, None].expand_as(r)
     known = ~marks.isnan() if s.rows.present is None else ~marks.isnan() & s.rows.present[:, :, None]
     square = torch.where(known, r - marks.nan_to_num().to(r), 0.0) ** 2
     row, count = square.sum((1, 2)), known.sum((1, 2)).to(r.dtype)
