@@ -36,7 +36,7 @@ def data_for(method: Method, n: int = 8) -> list[dict[str, Any]]:
     k = 2 if "desirable" in needs.labels else 4 if columns == "K" else max(2, columns)
     answers = sentences(n * k, "answers")
     made = getattr(getattr(method.collect, "func", method.collect), "makes", ())
-    extra = [label for label in needs.labels if label not in (*LABELS, *made)]
+    extra = [label for label in (*needs.labels, *needs.optional) if label not in (*LABELS, *made)]
     rows = []
     for i, prompt in enumerate(sentences(n, "prompts")):
         row: dict[str, Any] = {"id": str(i), "prompt": prompt, "responses": answers[i * k : i * k + k], "ranked": True}

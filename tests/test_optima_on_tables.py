@@ -502,6 +502,11 @@ def test_hinge_takes_the_majority_to_its_margin_and_no_further() -> None:
 # method -> why no minimum is claimed here
 ELSEWHERE = {
     "spo-degree": "dpo's loss beside a head's, whose minimum is no policy",
+    "reward-model": "trains a judge: its minimum stands in test_judge_training.py, as do those of the next four",
+    "general-preference": "the same",
+    "pairwise-preference": "the same; its comparisons are text",
+    "attribute-regression": "the same",
+    "k-wise": "the same",
     "c-advul": "its steps are taken at perturbed embeddings, which a table has none of",
     "c-advipo": "the same",
     "egpo": "the loss of online-ipo; its steps stand in test_methods_on_tables.py",

@@ -126,7 +126,8 @@ def ended(made: list[Any], seconds: float = 120) -> list[int | None]:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(next((run / "model").glob("*.safetensors")))
+    made = run / "judge" if (run / "judge").is_dir() else run / "model"  # what was trained
+    return load_file(next(made.glob("*model.safetensors")))
 
 
 def first_weights(world: Path, name: str) -> dict[str, torch.Tensor]:
