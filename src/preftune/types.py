@@ -374,6 +374,7 @@ class Context:
     round: int = 0
     step: int = 0
     key: Key = field(default_factory=lambda: Key.of(0))
+    silent: list[str] = field(default_factory=list)  # ids of rows left out since the judge gave no answer; `heard` adds, a run counts
 
     @property
     def judge(self) -> Judge:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..types import Collect, Context, Policy, PreftuneError, Roles, Rows
-from .label import winrate
+from .label import heard, winrate
 
 Pairs = Literal["policy", "uniform"]
 
@@ -90,7 +90,8 @@ def against_opponent(
     who = player(ctx.roles)
     y = who.sample(ctx.feed, responses, ctx.key.fold("pair"), **(who.uniform if pairs == "uniform" else {}))
     z = opponent(ctx.roles).sample(ctx.feed, opponents, ctx.key.fold("opponent")) if opponents else y
-    return ctx.feed.replace(response=y, law=y.law, winrate=winrate(ctx.judge, ctx.feed, y, z, ctx.key.fold("judge")))
+    ctx, y, won = heard(ctx, y, winrate(ctx.judge, ctx.feed, y, z, ctx.key.fold("judge")))
+    return ctx.feed.replace(response=y, law=y.law, winrate=won)
 
 
 def against(

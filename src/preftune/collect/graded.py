@@ -9,6 +9,7 @@ import torch
 
 from ..numerics import average
 from ..types import Collect, Context, Policy, PreftuneError, Rows
+from .label import heard
 from .reward import Reward, grades
 from .select import Trained, extremes
 from .thin import both_orders, paired
@@ -23,7 +24,8 @@ def mean_scores(ctx: Context, *, responses: int = 5, train_on: Trained = "extrem
     """
     y = ctx.roles["current"].sample(ctx.feed, responses, ctx.key.fold("pair"))
     P, _ = both_orders(ctx.judge, ctx.feed, y, ctx.key.fold("judge"))
-    s = torch.logit(P.double().cpu())
+    ctx, y, P = heard(ctx, y, P.double().cpu())
+    s = torch.logit(P)
     if not s.isfinite().all():
         ids = [ctx.feed.id[i] for i in (~s.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()]
         raise PreftuneError(
@@ -74,6 +76,8 @@ def margin_pairs(
         # It is there once: n draws make n (n - 1) p_i p_j pairs of their own, but n p_j with it.
         law = None if law is None else torch.cat([law, torch.full_like(law[:, :1], 1 / (responses - 1))], 1)
     score = grades(ctx.judge, ctx.feed, y, ctx.key.fold("judge"), reward=reward, itself=True)
+    ctx, y, score, *laws = heard(ctx, y, score, *([] if law is None else [law]))
+    law = laws[0] if laws else None
     lead = torch.full((y.shape[1],), own_margin, dtype=score.dtype)
     lead[own:] = margin
     apart = (score[:, :, None] - score[:, None, :] >= lead[:, None]) & (score >= least)[:, :, None]

@@ -1,13 +1,16 @@
-"""Labels from a judge."""
+"""Labels from a judge, and the rows that it says nothing about."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
 
 from ..numerics import average
-from ..types import Judge, Key, PreftuneError, Rows
+from ..types import Context, Judge, Key, PreftuneError, Rows
+
+MOST = 0.5  # of the rows of a batch may be without an answer
 
 
 def preferences(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
@@ -23,11 +26,29 @@ def preferences(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
 
 
 def winrate(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
-    """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution."""
+    """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution. NaN where it is silent about one."""
     averaging = getattr(judge, "winrate", None)  # AveragingJudge; asking for the protocol costs as much as a small game
     beats: Tensor = averaging(rows, y, z, key) if averaging is not None else average(preferences(judge, rows, y, z, key), z.law)
-    silent = beats.isnan().any(-1)
-    if silent.any():
-        ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
-        raise PreftuneError(f"the judge gave no answer for rows {ids[:10]}; needed a preference for every response; remove these prompts")
     return beats
+
+
+def heard(ctx: Context, y: Any, answers: Tensor, *more: Tensor) -> tuple[Any, ...]:
+    """(ctx, y, answers, *more) of the rows about which the judge was not silent: `answers` [B, ...] hold no NaN there.
+
+    A collector calls this as soon as it has asked, and goes on with what it returns. A row with one missing answer is left out whole:
+    means over the responses that were answered about would be win rates of another kind. The rows left out are named in `ctx.silent`, which a run
+    counts; the loss is the mean over the rows that stay. More than half of a batch silent is an error: what is left would be a
+    choice of the judge's.
+    """
+    missing = answers.isnan().reshape(len(answers), -1).any(1)
+    if not missing.any():
+        return (ctx, y, answers, *more)
+    silent = [ctx.feed.id[i] for i in missing.nonzero().flatten().tolist()]
+    if len(silent) > MOST * len(ctx.feed):
+        raise PreftuneError(
+            f"the judge gave no answer about {len(silent)} of {len(ctx.feed)} rows, {', '.join(silent[:5])}{' ...' * (len(silent) > 5)}; "
+            "needed all answers about half of a batch or more; see what it says about one of them, or take another judge"
+        )
+    ctx.silent.extend(silent)
+    stay = (~missing).nonzero().flatten().tolist()
+    return dataclasses.replace(ctx, feed=ctx.feed.take(stay)), y.take(rows=stay), *(x[stay] for x in (answers, *more))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..numerics import average
 from ..types import Collect, Context, Key, PreftuneError, Rows
+from .label import heard
 from .thin import both_orders
 
 Label = Literal["soft", "sampled", "threshold"]
@@ -28,16 +29,19 @@ LABELS: dict[str, Callable[[Tensor, Rows, Key], Tensor]] = {
 }
 
 
-def compared(ctx: Context, y: Any, label: Label) -> Tensor:
-    """P(column i beats column j) [B, K, K], the judge asked in both orders, or hard labels made of it."""
+def compared(ctx: Context, y: Any, label: Label, *more: Tensor) -> tuple[Any, ...]:
+    """(ctx, y, P, *more) of the rows that the judge answered about: P(column i beats column j) [B, K, K], asked in both orders, or hard
+    labels made of it."""
     P, _ = both_orders(ctx.judge, ctx.feed, y, ctx.key.fold("judge"))
-    return LABELS[label](P.cpu(), ctx.feed, ctx.key.fold("label"))
+    ctx, y, P, *more_ = heard(ctx, y, P.cpu(), *more)
+    return ctx, y, LABELS[label](P, ctx.feed, ctx.key.fold("label")), *more_
 
 
 def own(ctx: Context, *, responses: int = 2, label: Label = "soft") -> Rows:
     """`responses` of the current policy, each compared with each."""
     y = ctx.roles["current"].sample(ctx.feed, responses, ctx.key.fold("pair"))
-    return ctx.feed.replace(response=y, law=y.law, beats=compared(ctx, y, label))
+    ctx, y, beats = compared(ctx, y, label)
+    return ctx.feed.replace(response=y, law=y.law, beats=beats)
 
 
 def beside_reference(ctx: Context, *, partner: Literal["reference", "policy"] = "reference", label: Label = "soft") -> Rows:
@@ -56,8 +60,9 @@ def beside_reference(ctx: Context, *, partner: Literal["reference", "policy"] = 
         y = mine.join(theirs)
         eye = torch.eye(y.shape[1], dtype=torch.float64).expand(len(ctx.feed), -1, -1)
         first, second, calibration = eye[:, 0], eye[:, 1], eye[:, -1]
+    ctx, y, beats, first, second, calibration = compared(ctx, y, label, first, second, calibration)
     extra = {"pairs": first[:, :, None] * second[:, None, :], "calibration": calibration}
-    return ctx.feed.replace(response=y, beats=compared(ctx, y, label), extra=extra)
+    return ctx.feed.replace(response=y, beats=beats, extra=extra)
 
 
 beside_reference.makes = ("pairs", "calibration")  # type: ignore[attr-defined]
@@ -166,7 +171,8 @@ def best_and_worst(ctx: Context, *, responses: int, negative: Negative, margin: 
         ends, y = ends_given(rows), rows.response.take(columns=[0, 1])
     else:
         y = ctx.roles["current"].sample(rows, responses, ctx.key.fold("pair"))
-        ends = ends_drawn(compared(ctx, y, "soft"), y.law, responses, negative, margin)
+        ctx, y, P = compared(ctx, y, "soft")
+        rows, ends = ctx.feed, ends_drawn(P, y.law, responses, negative, margin)
     if 0 < fraction < 1:
         tossed = (torch.from_numpy(ctx.key.fold("source").uniform(rows.id)) < fraction).double()
         ends = side_by_side(ends_given(rows), ends, torch.full_like(tossed, fraction) if y.law is not None else tossed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from functools import partial
 from typing import Any, Literal, get_args
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..numerics import average, one_of
 from ..types import Collect, Context, Key, Policy, PreftuneError, Rows
-from .label import preferences
+from .label import heard, preferences
 from .online import extremes_law
 from .reward import Reward, grades, has_scores
 from .thin import paired
@@ -72,12 +73,12 @@ def log_odds(ctx: Context, sampler: Policy, y: Any) -> Tensor:
     first = preferences(ctx.judge, ctx.feed, y, base, ctx.key.fold("reward"))
     second = 1 - preferences(ctx.judge, ctx.feed, base, y, ctx.key.fold("reward")).mT
     reward = average(torch.logit(((first + second) / 2).double().cpu()), base.law)
-    odd = (~reward.isfinite()).any(1)
+    odd = reward.isinf().any(1)
     if odd.any():
         ids = [ctx.feed.id[i] for i in odd.nonzero().flatten().tolist()]
         raise PreftuneError(
-            f"the judge is sure of an answer or gave none for rows {ids[:10]}, needed probabilities between 0 and 1: rewards are their "
-            "log-odds; temper the judge, give one with scores, or remove these prompts"
+            f"the judge is sure of an answer for rows {ids[:10]}, needed probabilities between 0 and 1: rewards are their log-odds; "
+            "temper the judge, or give one with scores"
         )
     return reward
 
@@ -90,9 +91,10 @@ def oriented(ctx: Context, y: Any, pairs: Pairs, label: Label) -> tuple[Pairs, T
     a, b = (rows.response.take(columns=[column]) for column in (0, 1))
     key = ctx.key.fold("judge")
     p = (preferences(ctx.judge, rows, a, b, key)[:, 0, 0] + 1 - preferences(ctx.judge, rows, b, a, key)[:, 0, 0]).double().cpu() / 2
-    if p.isnan().any():
-        ids = [rows.id[i] for i in p.isnan().nonzero().flatten().tolist()]
-        raise PreftuneError(f"the judge gave no answer for rows {ids[:10]}; needed a preference for every pair; remove these prompts")
+    _, _, p, stay = heard(dataclasses.replace(ctx, feed=rows), rows.response, p, torch.arange(len(p)))
+    answered, number = set(stay.tolist()), itertools.count()
+    pairs = [[pair for pair in some if next(number) in answered] for some in pairs]
+    rows = rows.take(stay.tolist())
     first = torch.from_numpy(ctx.key.fold("label").uniform(rows.id)) < p if label == "sampled" else p >= 0.5
     known = iter(zip(first.tolist(), (p != 0.5).tolist(), strict=True))
     won: Pairs = []
@@ -133,6 +135,7 @@ def resampled(
         r = log_odds(ctx, first, y)
     else:
         r = grades(ctx.judge, ctx.feed, y, ctx.key.fold("reward"), reward="score", itself=True).double().cpu()
+    ctx, y, r = heard(ctx, y, r)
     if y.law is None:
         key = ctx.key.fold("survivors")
         kept = [DRAWS[draws](r[b], responses, beta, key.fold(name)) for b, name in enumerate(ctx.feed.id)]
@@ -202,6 +205,7 @@ def best_of(ctx: Context, *, n: int, reward: Reward | None = None) -> Rows:
     """
     y = ctx.roles["current"].sample(ctx.feed, n, ctx.key.fold("pair"))
     score = grades(ctx.judge, ctx.feed, y, ctx.key.fold("judge"), reward=reward, itself=True).double().cpu()
+    ctx, y, score = heard(ctx, y, score)
     if y.law is not None:
         best = extremes_law(y.law, score, n).sum(2)
         return ctx.feed.replace(response=y, law=y.law, score=score, extra={"calibration": best})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import processes
 from ..types import Collect, Context, Judge, Key, PreftuneError, Rows, ScoringJudge
-from .label import winrate
+from .label import heard, winrate
 from .segment import every_token
 from .thin import both_orders
 
@@ -27,8 +27,8 @@ def rewarded(ctx: Context, *, responses: int, reward: Reward | None = None, itse
     """
     current = ctx.roles["current"]
     y = current.sample(ctx.feed, responses, ctx.key.fold("pair"))
-    rows = every_token(ctx.feed.replace(response=y, law=y.law))
-    rows = rows.replace(score=grades(ctx.judge, rows, y, ctx.key.fold("judge"), reward=reward, itself=itself))
+    ctx, y, score = heard(ctx, y, grades(ctx.judge, ctx.feed, y, ctx.key.fold("judge"), reward=reward, itself=itself))
+    rows = every_token(ctx.feed.replace(response=y, law=y.law)).replace(score=score)
     if not remember:
         return rows
     with torch.no_grad():
@@ -41,16 +41,12 @@ rewarded.makes = ("segments", "score", "old_logp", "old_value", "advantage")  # 
 
 
 def grades(judge: Judge, rows: Rows, y: Any, key: Key, *, reward: Reward | None, itself: bool) -> Tensor:
-    """The reward of every response [B, K], by the judge's scores or its comparisons; `rewarded` says which."""
+    """The reward of every response [B, K], by the judge's scores or its comparisons; `rewarded` says which. NaN where it is silent."""
     if reward == "score" and not has_scores(judge):
         raise PreftuneError(f"reward is 'score', but the judge {type(judge).__name__} has no scores; give one that has, or reward=winrate")
     if reward == "winrate" or not has_scores(judge):
         return wins(judge, rows, y, key, itself=itself)
     score: Tensor = judge.score(rows, y, key)  # type: ignore[attr-defined]
-    silent = score.isnan().any(1)
-    if silent.any():
-        ids = [rows.id[i] for i in silent.nonzero().flatten().tolist()]
-        raise PreftuneError(f"the judge gave no score for rows {ids[:10]}; needed one for every response; remove these prompts")
     return score
 
 

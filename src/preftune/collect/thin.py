@@ -11,19 +11,17 @@ import torch
 from torch import Tensor
 
 from ..types import Collect, Context, Judge, Key, Policy, PreftuneError, Rows
-from .label import preferences
+from .label import heard, preferences
 
 
 def both_orders(judge: Judge, rows: Rows, y: Any, key: Key) -> tuple[Tensor, Tensor]:
     """P(y_i beats y_j) [B, K, K] averaged over both orders of presentation, and how far the two answers were apart.
 
     p = (p_ij + 1 - p_ji) / 2, p_ij the answer with y_i shown first; a judge with a taste for the first place has |p_ij - (1 - p_ji)| > 0.
+    NaN where it is silent in one of them.
     """
     first = preferences(judge, rows, y, y, key)
     second = 1 - first.mT
-    if first.isnan().any():
-        ids = [rows.id[i] for i in first.isnan().any(-1).any(-1).nonzero().flatten().tolist()]
-        raise PreftuneError(f"the judge gave no answer for rows {ids[:10]}; needed a preference for every pair; remove these prompts")
     return (first + second) / 2, (first - second).abs()
 
 
@@ -57,6 +55,7 @@ def ranked_pairs(ctx: Context, *, responses: int = 4, T: float = 1.0) -> Rows:
     policy = ctx.roles["current"]
     y = policy.sample(ctx.feed, responses, ctx.key.fold("pair"))
     p, apart = both_orders(ctx.judge, ctx.feed, y, ctx.key.fold("judge"))
+    ctx, y, p, apart = heard(ctx, y, p, apart)
     ranks = p.mean(2).argsort(dim=1, descending=True, stable=True).tolist()
     pairs = [list(itertools.combinations(order, 2)) for order in ranks]
     at = tuple(torch.tensor([(b, i, j) for b, some in enumerate(pairs) for i, j in some]).T)

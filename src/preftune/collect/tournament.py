@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from ..types import Collect, Context, PreftuneError, Rows
+from .label import heard, preferences
 from .thin import paired
 
 Matches = Sequence[Sequence[tuple[int, int]]]  # [B] of columns (i, j), which meet
@@ -25,14 +26,15 @@ def tournament(ctx: Context, *, responses: int = 8) -> Rows:
     if y.law is not None:
         raise PreftuneError("the policy enumerates its responses, needed draws for a tournament; draw, or compare all: labels=winrate")
 
+    silent = torch.zeros(len(ctx.feed))  # NaN where a match had no answer
+
     def play(matches: Matches) -> list[list[tuple[int, int]]]:
         """The same matches, the winner first."""
         rows = paired(policy, ctx.feed, y, matches)
         first, second = (rows.response.take(columns=[column]) for column in (0, 1))
-        p = ctx.judge.prefer(rows, first, second, ctx.key.fold("judge", next(count)))[:, 0, 0]
-        if p.isnan().any():
-            ids = [rows.id[i] for i in p.isnan().nonzero().flatten().tolist()]
-            raise PreftuneError(f"the judge gave no answer for rows {ids[:10]}; needed one for every match; remove these prompts")
+        p = preferences(ctx.judge, rows, first, second, ctx.key.fold("judge", next(count)))[:, 0, 0]
+        players = [b for b, some in enumerate(matches) for _ in some]
+        silent[[players[i] for i in p.isnan().nonzero().flatten().tolist()]] = torch.nan
         first_won = iter((p >= 0.5).tolist())
         return [[(i, j) if next(first_won) else (j, i) for i, j in some] for some in matches]
 
@@ -46,6 +48,8 @@ def tournament(ctx: Context, *, responses: int = 8) -> Rows:
     best = knock_out([[winner for winner, _ in some] for some in opening], 0)
     worst = knock_out([[loser for _, loser in some] for some in opening], 1)
     final = play([[match] for match in zip(best, worst, strict=True)])
+    ctx, y, _, stay = heard(ctx, y, silent, torch.arange(len(silent)))
+    final = [final[b] for b in stay.tolist()]
     sure = torch.tensor([[0.5, 1.0], [0.0, 0.5]], dtype=torch.float64).expand(len(ctx.feed), 2, 2)
     return paired(policy, ctx.feed, y, final, beats=sure)
 
