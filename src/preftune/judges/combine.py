@@ -34,10 +34,13 @@ class BothOrders:
 
 
 class Panel:
-    """Several judges asked alike, their answers put together by `together`, a function of [J, B, K, M] answers and [J] weights."""
+    """Several judges asked alike, their answers put together by `together`, a function of [J, B, K, M] answers and [J] weights. `how`: the
+    same in words."""
 
-    def __init__(self, judges: Sequence[Judge], weights: Sequence[float] | None, together: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.judges, self.together = list(judges), together
+    def __init__(
+        self, judges: Sequence[Judge], weights: Sequence[float] | None, together: Callable[[Tensor, Tensor], Tensor], how: str
+    ) -> None:
+        self.judges, self.together, self.how = list(judges), together, how
         self.weights = checked(weights if weights is not None else [1.0] * len(self.judges), len(self.judges))
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
@@ -50,7 +53,7 @@ class MeanPanel(Panel):
     """A panel that also has the mean of its judges' scores, where all have some: on one scale, which is for the user to see to."""
 
     def __init__(self, judges: Sequence[Judge], weights: Sequence[float] | None) -> None:
-        super().__init__(judges, weights, mean_of)
+        super().__init__(judges, weights, mean_of, "mean")
         if all(hasattr(judge, "score") for judge in self.judges):
             self.score = self.scored
 
@@ -122,7 +125,7 @@ def mean(judges: Sequence[Judge], weights: Sequence[float] | None = None) -> Mea
 
 def vote(judges: Sequence[Judge], weights: Sequence[float] | None = None) -> Panel:
     """Every judge says which is better; the answer is the weighted share of votes. The majority is where it exceeds 1/2."""
-    return Panel(judges, weights, votes_of)
+    return Panel(judges, weights, votes_of, "vote")
 
 
 def agreement(judges: Sequence[Judge], least: float = 1.0, weights: Sequence[float] | None = None) -> Panel:
@@ -132,7 +135,7 @@ def agreement(judges: Sequence[Judge], least: float = 1.0, weights: Sequence[flo
     """
     if not 0.5 < least <= 1:
         raise PreftuneError(f"least is {least}, needed a share of the judges above 0.5 and up to 1; 1 asks for all")
-    return Panel(judges, weights, lambda answers, weights: agreed(answers, weights, least))
+    return Panel(judges, weights, lambda answers, weights: agreed(answers, weights, least), f"agreement {least}")
 
 
 def route(cheap: Judge, dear: Judge, unsure: float = 0.2) -> Route:
