@@ -23,6 +23,7 @@ from .data.columns import Record
 from .evaluation import Evaluation, Statistic, calibration_error_of, intervals, mean_of, ready
 from .exact.games import bradley_terry
 from .exact.voting import bradley_terry_fit, circles
+from .judges.shared import calls
 from .policies.text.characters import Characters
 from .policies.text.tokens import encode
 from .types import Judge, Key, PreftuneError, Rows
@@ -515,7 +516,7 @@ def measure(
     subsets, further = subsets_of(usable, subset_column), lists_of(usable, lists, key.fold("lists"))
     if len(further) < lists:
         notes.append(f"{len(further)} of {lists} lists were drawn: there are no more responses to a same prompt")
-    before, begun = _calls(judge), time.perf_counter()
+    before, begun = calls(judge), time.perf_counter()
     answers, more = ask(judge, usable, key), ask(judge, further, key.fold("lists"))
     seconds = time.perf_counter() - begun
     everything = [*answers, *more]
@@ -546,15 +547,9 @@ def measure(
         asked=asked,
         silent=silent,
         seconds=seconds,
-        calls={name: number - before[name] for name, number in _calls(judge).items()},
+        calls={name: number - before[name] for name, number in calls(judge).items()},
         notes=notes,
     )
-
-
-def _calls(judge: Any) -> dict[str, int]:
-    """What a judge that counts has asked so far."""
-    asker = getattr(judge, "asker", None)
-    return {} if asker is None else {name: int(getattr(asker, name)) for name in ("asked", "known", "silent")}
 
 
 def _measured(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..numerics import average
@@ -26,19 +27,27 @@ def preferences(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
 
 
 def winrate(judge: Judge, rows: Rows, y: Any, z: Any, key: Key) -> Tensor:
-    """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution. NaN where it is silent about one."""
+    """P(y beats z) averaged over the columns of z: [B, K]; over z's law where it enumerates a distribution. NaN where one has no answer."""
     averaging = getattr(judge, "winrate", None)  # AveragingJudge; asking for the protocol costs as much as a small game
-    beats: Tensor = averaging(rows, y, z, key) if averaging is not None else average(preferences(judge, rows, y, z, key), z.law)
-    return beats
+    if averaging is not None:
+        found: Tensor = averaging(rows, y, z, key)
+        return found
+    beats = preferences(judge, rows, y, z, key)
+    return average(itself(beats) if z is y else beats, z.law)
+
+
+def itself(beats: Tensor) -> Tensor:
+    """P [B, K, K] of responses among themselves: a judge need not compare one with itself, whose mean over both orders is 1/2 anyway."""
+    same = torch.eye(beats.shape[-1], dtype=torch.bool, device=beats.device)
+    return torch.where(same & beats.isnan(), 0.5, beats)
 
 
 def heard(ctx: Context, y: Any, answers: Tensor, *more: Tensor) -> tuple[Any, ...]:
     """(ctx, y, answers, *more) of the rows about which the judge was not silent: `answers` [B, ...] hold no NaN there.
 
     A collector calls this as soon as it has asked, and goes on with what it returns. A row with one missing answer is left out whole:
-    means over the responses that were answered about would be win rates of another kind. The rows left out are named in `ctx.silent`, which a run
-    counts; the loss is the mean over the rows that stay. More than half of a batch silent is an error: what is left would be a
-    choice of the judge's.
+    a mean over the responses that have one would be a win rate of another kind. The rows left out are named in `ctx.silent`, which a
+    run counts; the loss is the mean over those that stay. More than half of a batch is an error: what is left would be the judge's choice.
     """
     missing = answers.isnan().reshape(len(answers), -1).any(1)
     if not missing.any():

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ..types import Collect, Context, Judge, Key, Policy, PreftuneError, Rows
-from .label import heard, preferences
+from .label import heard, itself, preferences
 
 
 def both_orders(judge: Judge, rows: Rows, y: Any, key: Key) -> tuple[Tensor, Tensor]:
-    """P(y_i beats y_j) [B, K, K] averaged over both orders of presentation, and how far the two answers were apart.
+    """P(y_i beats y_j) [B, K, K] averaged over both orders of presentation, 1/2 for i = j, and how far the two answers were apart.
 
     p = (p_ij + 1 - p_ji) / 2, p_ij the answer with y_i shown first; a judge with a taste for the first place has |p_ij - (1 - p_ji)| > 0.
     NaN where it is silent in one of them.
     """
-    first = preferences(judge, rows, y, y, key)
+    first = itself(preferences(judge, rows, y, y, key))
     second = 1 - first.mT
     return (first + second) / 2, (first - second).abs()
 

@@ -97,10 +97,13 @@ class Comparing:
         self.asker = Asker(answerer)
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
-        """float64 P(a beats b) [B, K, M], a shown first; NaN where there was no answer."""
+        """float64 P(a beats b) [B, K, M], a shown first; NaN where there was no answer. Equal texts are not asked about: 1/2."""
         (prompts, first), second = texts(rows, a), b.show()
         asked = [Question(p, (x, y)) for p, xs, ys in zip(prompts, first, second, strict=True) for x in xs for y in ys]
-        return self.asker.ask(asked, 1).double().reshape(len(rows), a.shape[1], b.shape[1])
+        differ = torch.tensor([len(set(question.responses)) == 2 for question in asked], dtype=torch.bool)
+        found = torch.full((len(asked),), 0.5, dtype=torch.float64)
+        found[differ] = self.asker.ask([question for question in asked if len(set(question.responses)) == 2], 1).double().flatten()
+        return found.reshape(len(rows), a.shape[1], b.shape[1])
 
 
 class Grading:

@@ -10,6 +10,7 @@ from .. import processes
 from ..types import Judge, Rows
 
 ASKED = ("prefer", "winrate", "score")  # about rows; everything else of a judge is the judge's own
+INSIDE = ("judge", "judges", "members", "cheap", "dear")  # where judges made of judges keep them
 
 
 class SharedJudge:
@@ -36,6 +37,25 @@ class SharedJudge:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.judge, name)
+
+
+def askers(judge: Any) -> list[Any]:
+    """The askers of a judge and of all judges inside it, each once: they count what was asked, known and silent."""
+    found, open_ = dict[int, Any](), [judge]
+    while open_:
+        one = open_.pop()
+        if (own := getattr(one, "asker", None)) is not None:
+            found[id(own)] = own
+        for name in INSIDE:
+            inner = getattr(one, name, ())
+            open_ += inner if isinstance(inner, list | tuple) else [inner]
+    return list(found.values())
+
+
+def calls(judge: Any) -> dict[str, int]:
+    """What a judge that counts has done so far in this process: questions asked, known from its store, silent. Empty for others."""
+    counting = askers(judge)
+    return {name: sum(getattr(one, name) for one in counting) for name in ("asked", "known", "silent")} if counting else {}
 
 
 def shared(judge: Judge) -> Judge:
