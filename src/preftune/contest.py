@@ -102,6 +102,8 @@ def arena(
         positive("rows", rows, "it is the number of prompts")
     sources = entrants(models)
     asked = resolve_judge(judge)
+    if not callable(getattr(asked, "prefer", None)):
+        raise PreftuneError(f"the judge is {type(asked).__name__}, needed an object that compares, with a method prefer(rows, a, b, key)")
     tokenizers = {name: tokenizer_of(source, load or {}) for name, source in sources.items()}  # all of them, before the first is sampled
     records, overlap, notes = apart(load_data(prompts, **(read or {})), sources, train_data, keep_overlap, rows)
     folder = Path(out) if out is not None else Path("runs") / f"arena-{time.strftime('%Y%m%d-%H%M%S')}"

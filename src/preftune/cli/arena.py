@@ -100,8 +100,8 @@ def tell(found: Arena) -> None:
                 points(place["elo"]),
                 percent(place["winrate"]),
                 percent(place["controlled"]),
-                percent(place["lottery"]),
-                "" if place["worst"] is None else f"{100 * place['worst']:.1f} against {place['worst_against']}",
+                f"{100 * place['lottery']['value']:.1f}",
+                "" if place["worst"] is None else f"{100 * place['worst']:.1f} {place['worst_against']}",
                 points(place["length"]),
             ]
             for place in board

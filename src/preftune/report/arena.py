@@ -13,11 +13,11 @@ from ..types import PreftuneError
 from .page import _fingerprint
 from .run import number, show, span
 
-CELL, ROW, LABEL, TOP = 92, 52, 168, 34  # of a heat map, in units of its view
+CELL, ROW, TOP = 92, 52, 34  # of a heat map, in units of its view
 STRONGEST = 0.62  #                        opacity of a win rate of 1, so that text stays readable on it
 NAME = 20  #                               letters of a model's name in a heat map
 PROMPTS, LENGTH = 8, 900  #                answers shown
-MOVED = 0.05  #                            a length-controlled win rate this far from the plain one is worth a sentence
+NOTHING = 5e-4  #                          an order bias below this is none
 EXTRA = (
     ".heat { margin: 0; } .heat figcaption { margin-bottom: .4rem; }"
     ".heat svg { width: 100%; height: auto; display: block; max-width: 60rem; }"
@@ -110,7 +110,7 @@ def _leader(found: Result) -> list[tuple[str, bool]]:
 
 def _mixture(found: Result) -> list[tuple[str, bool]]:
     if found["condorcet"]:
-        return [(f"{found['condorcet']} beats every other model, so the Nash mixture is it alone.", False)]
+        return [(f"{found['condorcet']} beats every other model, so the Nash mixture is that model alone.", False)]
     parts = [f"{show(place['lottery']['value'], True)} {place['name']}" for place in found["board"] if place["lottery"]["value"] > 5e-4]
     return [(f"No model beats every other. The mixture that none beats with more than one half: {', '.join(parts)}.", False)]
 
@@ -138,6 +138,8 @@ def _order(found: Result) -> list[tuple[str, bool]]:
     bias, same = found["bias"], found["consistency"]
     if bias["value"] is None:
         return []
+    if max(abs(bias[name] or 0.0) for name in ("value", "low", "high")) < NOTHING:
+        return [("The judge says the same in both orders.", False)]
     place = "first" if bias["value"] > 0 else "second"
     interval = f" ({bias['low']:+.3f} to {bias['high']:+.3f})" if bias["low"] is not None else ""
     agrees = f"asked in both orders the judge names the same winner {show(same['value'], True)} of times."
@@ -152,22 +154,24 @@ def _order(found: Result) -> list[tuple[str, bool]]:
 def _length(found: Result) -> list[tuple[str, bool]]:
     names = found["names"]
     moved = [
-        (abs(fair["value"] - plain["value"]), i, j, plain["value"], fair["value"])
+        (abs(fair["value"] - plain["value"]), i, j)
         for i in range(len(names))
-        for j in range(i)
-        if (plain := found["winrate"][i][j]) and (fair := found["controlled"][i][j])
+        for j in range(len(names))
+        if (plain := found["winrate"][i][j])
+        and (fair := found["controlled"][i][j])
+        and plain["value"] >= 0.5
+        and fair["low"] is not None
+        and not fair["low"] <= plain["value"] <= fair["high"]
     ]
     if not moved:
-        return []
-    distance, i, j, before, after = max(moved)
-    if distance < MOVED:
-        return [("Length makes no difference above 5 points to any win rate.", False)]
-    i, j, before, after = (i, j, before, after) if before >= 0.5 else (j, i, 1 - before, 1 - after)
+        return [("At equal length no win rate is clearly another.", False)]
+    _, i, j = max(moved)
+    plain, fair = found["winrate"][i][j], found["controlled"][i][j]
     rewarded = "shorter" if found["length_effect"][i][j] > 0 else "longer"
     return [
         (
-            f"Length matters: of {names[i]} and {names[j]} the judge rewards the {rewarded} answer; {names[i]} wins {show(before, True)}, "
-            f"at equal length {show(after, True)}.",
+            f"Length matters: of {names[i]} and {names[j]} the judge rewards the {rewarded} answer; {names[i]} wins "
+            f"{show(plain['value'], True)}, at equal length {show(fair['value'], True)} ({span(fair['low'], fair['high'], True)}).",
             True,
         )
     ]
@@ -234,12 +238,12 @@ def _cell(entry: Mapping[str, Any] | None, *, percent: bool = False, points: boo
 def heat_map(title: str, found: Result, name: str) -> str:
     """A <figure>: the table `name` of the standings, models in the leaderboard's order; wins in one colour, losses in the other."""
     order = [found["names"].index(place["name"]) for place in found["board"]]
-    cells = []
+    cells, margin = [], 34 + 8 * max(len(_short(name)) for name in found["names"])
     for row, i in enumerate(order):
         y = TOP + ROW * row
-        cells.append(f'<text class="row" x="{LABEL - 10}" y="{y + ROW / 2 + 5:.0f}">{row + 1} {escape(_short(found["names"][i]))}</text>')
+        cells.append(f'<text class="row" x="{margin - 10}" y="{y + ROW / 2 + 5:.0f}">{row + 1} {escape(_short(found["names"][i]))}</text>')
         for column, j in enumerate(order):
-            x, entry = LABEL + CELL * column, found[name][i][j]
+            x, entry = margin + CELL * column, found[name][i][j]
             if entry is not None:
                 rate = entry["value"]
                 shade = STRONGEST * 2 * abs(rate - 0.5)
@@ -250,10 +254,10 @@ def heat_map(title: str, found: Result, name: str) -> str:
                 cells.append(f'<text class="soft" x="{x + CELL / 2:.0f}" y="{y + 41}">{between}</text>')
             cells.append(f'<rect class="frame" x="{x}" y="{y}" width="{CELL}" height="{ROW}"/>')
     heads = [
-        f'<text x="{LABEL + CELL * (column + 0.5):.0f}" y="{TOP - 11}">{column + 1} {escape(_short(found["names"][j], 10))}</text>'
+        f'<text x="{margin + CELL * (column + 0.5):.0f}" y="{TOP - 11}">{column + 1} {escape(_short(found["names"][j], 10))}</text>'
         for column, j in enumerate(order)
     ]
-    size = f"0 0 {LABEL + CELL * len(order) + 2} {TOP + ROW * len(order) + 2}"
+    size = f"0 0 {margin + CELL * len(order) + 2} {TOP + ROW * len(order) + 2}"
     picture = f'<svg viewBox="{size}" role="img" aria-label="{escape(title)}">{"".join(heads)}{"".join(cells)}</svg>'
     return f'<figure class="heat"><figcaption><h3>{escape(title)}</h3></figcaption>{picture}</figure>'
 
