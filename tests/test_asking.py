@@ -69,11 +69,12 @@ def test_a_prompt_without_a_template_or_cut_on_the_left_is_its_text() -> None:
     assert Inverse(chat)(cut).endswith("How now?\nassistant\n")  # type: ignore[union-attr]
 
 
-def test_every_pair_is_shown_in_the_order_asked_for() -> None:
+def test_every_pair_is_shown_in_the_order_asked_for_and_equal_texts_are_not_asked_about() -> None:
     rows, judge = rows_of("aa", "b"), Comparing(Lengths())
     p = judge.prefer(rows, rows.response, rows.response.take(columns=[1, 0]), KEY)
-    assert p.tolist() == [[[1.0, 0.0], [0.0, 0.0]]] * 2
-    assert Question("Why?", ("aa", "b")) in judge.asker.answerer.seen  # type: ignore[attr-defined]
+    assert p.tolist() == [[[1.0, 0.5], [0.5, 0.0]]] * 2
+    seen = judge.asker.answerer.seen  # type: ignore[attr-defined]
+    assert Question("Why?", ("aa", "b")) in seen and all(len(set(question.responses)) == 2 for question in seen)
 
 
 def test_grades_and_the_preferences_that_follow_from_them() -> None:

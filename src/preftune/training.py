@@ -18,6 +18,7 @@ from . import checkpoint, processes
 from .collect import store
 from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
+from .judges.shared import calls
 from .learner import GradientLearner, drift
 from .log import Log, check_tracker
 from .optimisers import OPTIMISERS
@@ -259,6 +260,8 @@ def run(
     log.rewind(step)
     rows: Rows | None = None
     stopped = keeper.ended()
+    silent: list[str] = []  # rows that were left out of this step or round, for the judge gave no answer about them
+    spent = None if method.offline else _Spent(policy, judges, log)
 
     def evaluate(at: int) -> Metrics:
         found = assess(learner, start, test, judges, config, key.fold("evaluate", at))
@@ -288,12 +291,12 @@ def run(
             number, within = divmod(step, per_round)
             if by_rounds:
                 if rows is None or within == 0:
-                    rows = _round(learner, collect, feed, judges, shelf, key, number, a_round)
+                    rows = _round(learner, collect, feed, judges, shelf, key, number, a_round, silent)
                 batch = rows.take(positions(key.fold("round", number), len(rows), config.batch, within))
                 rows_against = _same(batch)
             else:
                 batch = feed.rows(positions(key, len(feed), config.batch, step))
-                rows_against = drawing(collect, learner.roles, batch, key.fold("collect", step), judges=judges, step=step)
+                rows_against = drawing(collect, learner.roles, batch, key.fold("collect", step), judges=judges, step=step, silent=silent)
             begun = learner.steps
             try:
                 told: dict[str, Any] = dict(method.update(learner, rows_against))
@@ -303,6 +306,8 @@ def run(
                 raise
             step += 1
             told["epoch"] = step * min(config.batch, a_round) / a_round
+            told |= {} if spent is None else {"silent": float(len(silent)), **spent.so_far()}
+            silent.clear()
             log.step(step, told)
             if config.eval_every and (step % config.eval_every == 0 or step == total):
                 told["eval"] = evaluate(step)
@@ -319,6 +324,8 @@ def run(
             ends = step == total or stopped != "finished" or (by_rounds and step % per_round == 0)
             if ends or (every and step % every == 0) or keeper.best_step == step:
                 save(step)
+    if left_out := round(sum(line.get("silent") or 0 for line in log.history)):
+        log.say(f"the judge gave no answer about {left_out} rows, which were left out of their steps")
     return Outcome(learner, step, stopped, log.history, keeper.best_step)
 
 
@@ -398,7 +405,15 @@ def check_start(method: Method, config: TrainConfig, test: Any) -> None:
 
 
 def _round(
-    learner: GradientLearner, collect: Collect, feed: Feed, judges: Sequence[Judge], shelf: Path, key: Key, number: int, prompts: int
+    learner: GradientLearner,
+    collect: Collect,
+    feed: Feed,
+    judges: Sequence[Judge],
+    shelf: Path,
+    key: Key,
+    number: int,
+    prompts: int,
+    silent: list[str],
 ) -> Rows:
     """The rows of a round: collected once, kept on disk, read back by a resumed run and by later rounds."""
     kept = store.path(shelf, number)
@@ -407,7 +422,7 @@ def _round(
         past = [store.load(store.path(shelf, earlier), learner.policy) for earlier in range(number)]
         roles = {**learner.roles, "opponent": learner.policy}
         with getattr(learner.policy, "remembering", nullcontext)():  # the round's reference may be what the policy is now
-            rows = collect(Context(roles, feed.rows(chosen), judges, past=past, round=number, key=key.fold("collect", number)))
+            rows = collect(Context(roles, feed.rows(chosen), judges, past, number, key=key.fold("collect", number), silent=silent))
         processes.once(lambda: store.save(rows, kept))
     return store.load(kept, learner.policy)
 
@@ -486,6 +501,28 @@ class _Keeper:
         if self.config.early_stop and self.worse >= self.config.patience:
             return f"stopped: {self.config.early_stop} has not improved for {self.worse} evaluations (best at step {self.best_step})"
         return "finished"
+
+
+class _Spent:
+    """What play has cost since the run began, all processes together: tokens sampled, questions that judges were asked and knew.
+
+    A resumed run goes on from its log. Samples and questions of evaluations count too.
+    """
+
+    def __init__(self, policy: Any, judges: Sequence[Judge], log: Log):
+        self.policy, self.judges = policy, judges
+        now = self.now()
+        last = log.history[-1] if log.history else {}
+        self.start = {name: number - (last.get(name) or 0.0) for name, number in now.items()}
+
+    def now(self) -> Metrics:
+        network = getattr(self.policy, "network", None)
+        drawn = {} if network is None else {"tokens_sampled": float(network.drawn)}
+        asked = {f"judge_{name}": float(number) for judge in self.judges for name, number in calls(judge).items() if name != "silent"}
+        return {name: sum(processes.gather(number)) for name, number in {**drawn, **asked}.items()}
+
+    def so_far(self) -> Metrics:
+        return {name: number - self.start[name] for name, number in self.now().items()}
 
 
 class _Signals:

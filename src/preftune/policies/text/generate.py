@@ -67,6 +67,7 @@ def generate(
         numbers = numpy.stack([uniforms[tuple(zip(*samples, strict=True))] for _, samples in part])  # [G, samples, T]
         drawn = draw(writer, [prompt for prompt, _ in part], torch.from_numpy(numbers), choose, ends)
         found |= zip((at for _, samples in part for at in samples), drawn, strict=True)
+    policy.network.drawn += sum(len(sample.tokens) for sample in found.values())
     table = [[found[b, s] for s in range(n)] for b in range(len(prompts))]
     pick = lambda name: tuple(tuple(getattr(sample, name) for sample in row) for row in table)
     return TextResponses(pick("tokens"), pick("logp"), policy.tokenizer, kept=pick("kept") if choose.truncates else None)

@@ -139,6 +139,7 @@ class Network(nn.Module):
         self.embeddings_flaw: str | None = None  # why they cannot take the place of ids; None: not asked yet
         self.shards: Shards | None = None  #   where every process holds a part of the weights
         self.width = 0  #                      d of the last hidden state
+        self.drawn = 0  #                      tokens of all samples so far, in this process
         self.depth = max((len(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), default=0)  # layers
         self.digests: dict[str, bytes] = {}  # of tensors that do not train
         self.engine_note = f"{engine}, as asked"
