@@ -512,7 +512,7 @@ class _Spent:
     def __init__(self, policy: Any, judges: Sequence[Judge], log: Log):
         self.policy, self.judges = policy, judges
         now = self.now()
-        last = log.history[-1] if log.history else {}
+        last = next((line for line in reversed(log.history) if "silent" in line), {})
         self.start = {name: number - (last.get(name) or 0.0) for name, number in now.items()}
 
     def now(self) -> Metrics:

@@ -52,6 +52,10 @@ MEASURES = {
     "grad_norm": Measure("Gradient norm", "before clipping"),
     "lr": Measure("Learning rate", "after warm-up and decay"),
     "tokens": Measure("Tokens", "", "tokens"),
+    "silent": Measure("Silent rows", "left out of the step: the judge gave no answer about them", "", -1),
+    "tokens_sampled": Measure("Tokens sampled", "since the run began", "tokens"),
+    "judge_asked": Measure("Judge, asked", "questions that were put to the judge since the run began"),
+    "judge_known": Measure("Judge, known", "questions whose answers were kept from before"),
     "seconds": Measure("Seconds", "", "s"),
     "epoch": Measure("Epoch", "passes over the data"),
 }
