@@ -52,6 +52,13 @@ def pair(judge: Any, *responses: str) -> float:
     return float(judge.prefer(rows, rows.response.take(columns=[0]), rows.response.take(columns=[1]), KEY))
 
 
+def grid(judge: Any) -> torch.Tensor:
+    """Four questions: P(column beats column) [2, 2]."""
+    rows, others = rows_of("apple", "pear"), rows_of("plum", "fig")
+    found: torch.Tensor = judge.prefer(rows, rows.response, others.response, KEY)[0]
+    return found
+
+
 # --- reading verdicts -------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +106,7 @@ def test_a_grade_is_a_number_alone_or_marked_and_on_the_scale(text: str, value: 
 
 
 def test_log_probabilities_give_the_mean_over_the_verdicts() -> None:
-    """P(A) = .3 + .1 with a space, P(B) = .1: .4 / .5. Grades 2 and 4 at .2 and .6: (.4 + 2.4) / .8 = 3.5, digits off the scale left out."""
+    """P(A) = .3 + .1 with a space, P(B) = .1: .4 / .5. Grades 2 and 4 at .2 and .6: (.4 + 2.4) / .8 = 3.5; 7 is no grade."""
     value, mass = rubric_of("compare", None, None, None).weighed(
         {"A": math.log(0.3), " A": math.log(0.1), "B": math.log(0.1), "The": math.log(0.5)}
     )
@@ -178,11 +185,10 @@ def test_votes_are_drawn_apart_and_those_without_a_verdict_are_left_out() -> Non
 def test_the_bill_counts_calls_tokens_and_money() -> None:
     with chat(lambda body, n: said("A")) as server:
         judge = judge_at(server.url, price_in=2.0, price_out=10.0)
-        rows = rows_of("apple", "pear", "plum")
-        judge.prefer(rows, rows.response, rows.response, KEY)
+        grid(judge)
         bill = judge.asker.answerer.client.bill
-    assert (bill.sent, bill.calls, bill.tokens_in, bill.tokens_out) == (9, 9, 900, 18)
-    assert bill.money == pytest.approx((900 * 2 + 18 * 10) / 1e6)
+    assert (bill.sent, bill.calls, bill.tokens_in, bill.tokens_out) == (4, 4, 400, 8)
+    assert bill.money == pytest.approx((400 * 2 + 8 * 10) / 1e6)
 
 
 def test_fields_of_a_file_join_the_request_and_null_takes_one_out(tmp_path: Path) -> None:
@@ -241,9 +247,8 @@ def test_a_server_that_is_not_there_is_said_to_be_so() -> None:
 def test_retry_after_is_waited_for_by_all_and_refused_where_it_is_long() -> None:
     """Two requests at once; the first 429 asks for 0.3 s, and nobody comes back before that."""
     with chat(lambda body, n: refusal(429, Retry_After="0.3") if n <= 2 else said("A")) as server:
-        rows = rows_of("apple", "pear")
-        judge_at(server.url, concurrency=2).prefer(rows, rows.response, rows.response.take(columns=[0]), KEY)
-        assert len(server.times) == 4 and server.times[2] - server.times[0] >= 0.3
+        grid(judge_at(server.url, concurrency=2))
+        assert len(server.times) == 6 and server.times[2] - server.times[0] >= 0.3
     with (
         chat(lambda body, n: refusal(429, Retry_After="7200")) as server,
         pytest.raises(PreftuneError, match="asks to come back in 7200 seconds"),
@@ -271,19 +276,17 @@ def test_what_will_not_pass_fails_at_once_and_never_shows_the_key(answer: Any, s
 
 def test_one_refused_question_is_silent_and_refused_questions_alone_are_an_error() -> None:
     with chat(lambda body, n: refusal(400, "context too long") if "endless" in body["messages"][0]["content"] else said("A")) as server:
-        judge, rows = judge_at(server.url), rows_of("apple", "endless")
-        answers = judge.prefer(rows, rows.response, rows.response.take(columns=[0]), KEY).flatten()
+        judge, rows, others = judge_at(server.url), rows_of("apple", "endless"), rows_of("pear")
+        answers = judge.prefer(rows, rows.response, others.response, KEY).flatten()
         assert answers[0] == 1.0 and answers[1].isnan()
         assert judge.asker.answerer.silent == {"refused": 1, "no verdict": 0}
         with pytest.raises(PreftuneError, match="400 context too long"):
-            judge.prefer(rows, rows.response.take(columns=[1]), rows.response, KEY)
+            judge.prefer(rows, rows.response.take(columns=[1]), others.response, KEY)
 
 
 def test_a_server_without_log_probabilities_is_asked_without_them_from_then_on() -> None:
     with chat(lambda body, n: refusal(400, "logprobs is not supported") if "logprobs" in body else said("[[A]]")) as server:
-        judge = judge_at(server.url, concurrency=1)
-        rows = rows_of("apple", "pear")
-        assert judge.prefer(rows, rows.response, rows.response, KEY).eq(1).all()
+        assert grid(judge_at(server.url, concurrency=1)).eq(1).all()
     assert ["logprobs" in body for body in server.bodies] == [True, False, False, False, False]
 
 
@@ -297,33 +300,30 @@ def test_a_failure_for_good_loses_no_answer_that_came_or_is_under_way() -> None:
         return said("A")
 
     with chat(reply) as server:
-        rows = rows_of("apple", "pear", "plum")
         with pytest.raises(PreftuneError, match="refuses the key"):
-            judge_at(server.url, concurrency=4).prefer(rows, rows.response, rows.response, KEY)
+            grid(judge_at(server.url, concurrency=4))
         assert len(server.bodies) == 4
         server.reply = lambda body, n: said("A")
         again = judge_at(server.url)
-        assert again.prefer(rows, rows.response, rows.response, KEY).eq(1).all()
-        assert (again.asker.known, again.asker.asked) == (3, 6)
+        assert grid(again).eq(1).all()
+        assert (again.asker.known, again.asker.asked) == (3, 1)
 
 
 @pytest.mark.parametrize(("limit", "sent"), [({"max_calls": 3}, 3), ({"budget": 1.5e-4, "price_in": 1.0}, 2)], ids=["calls", "money"])
 def test_a_limit_ends_the_asking_and_what_was_answered_is_kept(limit: dict[str, Any], sent: int) -> None:
     """A call costs 100 tokens, 1e-4 in money: after the second the budget is spent."""
     with chat(lambda body, n: said("A")) as server:
-        rows = rows_of("apple", "pear")
         with pytest.raises(PreftuneError, match="raise it: what was answered is kept"):
-            judge_at(server.url, concurrency=1, **limit).prefer(rows, rows.response, rows.response, KEY)
+            grid(judge_at(server.url, concurrency=1, **limit))
         assert len(server.bodies) == sent
-        assert judge_at(server.url).prefer(rows, rows.response, rows.response, KEY).eq(1).all()
+        assert grid(judge_at(server.url)).eq(1).all()
     assert len(server.bodies) == 4
 
 
 def test_requests_keep_to_the_rate() -> None:
     """1200 a minute are one every 50 ms, also from eight threads."""
     with chat(lambda body, n: said("A")) as server:
-        rows = rows_of("apple", "pear")
-        judge_at(server.url, rate=1200).prefer(rows, rows.response, rows.response, KEY)
+        grid(judge_at(server.url, rate=1200))
     assert server.times[-1] - server.times[0] >= 0.14  # three gaps, less what the clock rounds
 
 

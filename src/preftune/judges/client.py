@@ -319,16 +319,19 @@ def first_token(logprobs: Any) -> dict[str, float]:
 def each(call: Callable[[T, threading.Event], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
     """(position, what `call` gives for the item) as they come, from `workers` threads.
 
-    After an error nothing new is begun, retries end, what is under way is still given, and then the error is raised. The threads are
-    daemons: whoever interrupts waits for no socket.
+    No more than `workers` calls are under way or given and not yet taken in: a killed process loses no others. After an error nothing
+    new is begun, retries end, what is under way is still given, and then the error is raised. The threads are daemons: whoever interrupts
+    waits for no socket.
     """
+    running = min(workers, len(items))
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None] | None] = queue.SimpleQueue()
-    stop, lock, todo = threading.Event(), threading.Lock(), iter(range(len(items)))
+    stop, lock, todo, free = threading.Event(), threading.Lock(), iter(range(len(items))), threading.Semaphore(running)
 
     def work() -> None:
-        while not stop.is_set():
+        while True:
+            free.acquire()
             with lock:
-                at = next(todo, None)
+                at = None if stop.is_set() else next(todo, None)
             if at is None:
                 break
             try:
@@ -336,9 +339,9 @@ def each(call: Callable[[T, threading.Event], R], items: Sequence[T], workers: i
             except BaseException as error:
                 done.put((at, None, error))  # before the others hear of it, so that theirs come later
                 stop.set()
+        free.release()
         done.put(None)
 
-    running = min(workers, len(items))
     for _ in range(running):
         threading.Thread(target=work, daemon=True).start()
     failed: BaseException | None = None
@@ -350,11 +353,14 @@ def each(call: Callable[[T, threading.Event], R], items: Sequence[T], workers: i
                 continue
             if found is None:
                 running -= 1
-            elif found[2] is None:
+                continue
+            if found[2] is None:
                 yield found[0], found[1]
             elif failed is None:
                 failed = found[2]
+            free.release()
     finally:
         stop.set()
+        free.release(len(items) + 1)
     if failed is not None:
         raise failed
