@@ -197,7 +197,7 @@ def test_a_method_that_asks_a_judge_and_has_none(method: str, refused: Refused, 
 
 
 def test_a_judge_that_is_not_there(refused: Refused, write: Rows) -> None:
-    assert "did you mean ratings?" in refused(write(*pairs()), "egpo", judge="rating")
+    assert "did you mean ratings" in refused(write(*pairs()), "egpo", judge="rating")
 
 
 class Compares:
@@ -220,7 +220,7 @@ class Silent(outside.VowelJudge):
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "copg", "dno-prct"])
 @pytest.mark.parametrize(
     ("judge", "reward", "message"),
-    [(Compares(), "score", "the judge Compares has no scores"), (Silent(), None, "the judge gave no answer about 2 of 2 rows")],
+    [(Compares(), "score", "the judge Compares has no scores"), (Silent(), None, "the judge gave no answer about 4 of 4 rows")],
     ids=["none", "not all"],
 )
 def test_scores_of_a_judge_that_has_none_or_not_all(

@@ -520,11 +520,13 @@ def test_draws_are_judged_in_one_request_and_depend_on_no_other_row() -> None:
     assert torch.equal(part.response.index, whole.response.index[[7, 2]]) and torch.equal(part.score, whole.score[[7, 2]])
 
 
-def test_a_judge_without_an_answer_is_named_by_its_rows() -> None:
+def test_rows_without_a_score_are_left_out_by_name() -> None:
     policy, judge = TabularPolicy(torch.zeros(2, 3)), PreferenceTable(torch.stack([P3, P3]), rewards=REWARD.expand(2, 3) * 1)
     judge.rewards[1, 0] = torch.nan
-    with pytest.raises(PreftuneError, match=r"no score for rows \['second'\]"):
-        rewarded(context(judge, policy, policy.rows(["first", "second"])), responses=2)
+    asked = context(judge, policy, policy.rows(["first", "second"]))
+    assert rewarded(asked, responses=2).id == ("first",) and asked.silent == ["second"]
+    with pytest.raises(PreftuneError, match="no answer about 1 of 1 rows, second; needed all answers about half of a batch"):
+        rewarded(context(judge, policy, policy.rows(["first", "second"]).take([1])), responses=2)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])

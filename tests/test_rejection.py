@@ -113,7 +113,7 @@ def test_log_odds_against_one_more_draw_give_the_law_that_scores_give() -> None:
 
 def test_a_judge_that_is_sure_has_no_log_odds() -> None:
     P = torch.tensor([[0.5, 1.0], [0.0, 0.5]], dtype=torch.float64)
-    with pytest.raises(PreftuneError, match="sure of an answer or gave none for rows .'row 0'., needed probabilities between 0 and 1"):
+    with pytest.raises(PreftuneError, match="sure of an answer for rows .'row 0'., needed probabilities between 0 and 1"):
         resampled(context(torch.zeros(2), PreferenceTable(P)), candidates=16, responses=2)
 
 
