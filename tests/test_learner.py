@@ -121,7 +121,8 @@ PAIRS = Rows(
     response=Words(tuple((sentence(), sentence()) for _ in range(B))),
     ranked=True,
 )
-SHIPPED: dict[str, Method] = {name: facts.method for name, facts in merged("SHIPPED").items() if facts.method.objective}
+METHODS: dict[str, Method] = {name: facts.method for name, facts in merged("SHIPPED").items() if facts.method.objective}
+SHIPPED = {name: method for name, method in METHODS.items() if needs_of(method.objective).logp}  # what moves these logits
 OTHER = POLICY.flip(0)  # of further roles
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import processes
 from .optimisers import make
-from .types import Key, Loss, Method, Metrics, Needs, Objective, Policy, PreftuneError, Roles, Rows, Scored, needs_of
+from .types import Key, Loss, Method, Metrics, Needs, Objective, Policy, PreftuneError, Roles, Rows, Scored, Want, needs_of
 
 
 class Diverged(PreftuneError):
@@ -40,6 +40,14 @@ class Sized(Protocol):
 
     def parts(self, rows: Rows) -> Sequence[range]:
         """Consecutive rows that go through the model together, gradient and all."""
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A policy that gives the outputs of its heads without log-probs for less."""
+
+    def score_heads(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        """As `score`, with log-probs of 0."""
 
 
 class GradientLearner:
@@ -159,8 +167,9 @@ class GradientLearner:
 
     def _own(self, rows: Rows) -> Scored:
         """What the policy in training says, as far as the objective reads it."""
-        reading = {} if self.needs.logp else {"logp": False}  # a policy from outside need not know of it
-        return self.policy.score(rows, self.needs.wants, **reading)
+        if not self.needs.logp and isinstance(self.policy, Headed):
+            return self.policy.score_heads(rows, self.needs.wants)
+        return self.policy.score(rows, self.needs.wants)
 
     @torch.no_grad()
     def measure(self, rows: Rows) -> tuple[Scored, Loss]:

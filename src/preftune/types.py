@@ -230,7 +230,7 @@ class Needs:
     labels: tuple[str, ...] = ("ranked",)  # fields of Rows, or names in Rows.extra, without which the objective has no meaning
     optional: tuple[str, ...] = ()  #      the same, read when they are given
     reference: bool = True  #              reads ref_logp
-    logp: bool = True  #                   reads logp; otherwise scoring makes the heads' outputs alone, which saves the vocabulary's
+    logp: bool = True  #                   reads logp; otherwise a policy that can makes its heads' outputs alone
     wants: tuple[Want, ...] = ()  #        what scoring has to compute besides logp
     other: tuple[str, ...] = ()  #         further roles whose log-probs it reads
     batch: bool = False  #                 its value depends on the whole batch: the learner scores first, differentiates second
@@ -303,9 +303,8 @@ class Policy(Protocol):
     def sample(self, rows: Rows, n: int, key: Key, *args: Any, **decoding: Any) -> Any:
         """Responses [B, n]; reads rows.id and rows.prompt. Draws derive from key and each row's id; decoding is the domain's."""
 
-    def score(self, rows: Rows, wants: Sequence[Want] = (), *, logp: bool = True) -> Scored:
-        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled, and what is wanted besides.
-        logp=False leaves them 0, for objectives that read heads alone."""
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        """Log-probabilities [B, K] of rows.response, differentiable where gradients are enabled, and what is wanted besides."""
 
     def attach(self, heads: Mapping[str, Head], key: Key) -> None:
         """Give the policy heads, drawn from the key; `parameters` and `state` hold them too, frozen copies do not."""

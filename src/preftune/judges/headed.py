@@ -54,7 +54,7 @@ class Headed:
         rows, _ = self.policy.encode(records)
         self.check_lengths(rows)
         for part in consecutive(self.policy.tokens(rows), AT_ONCE):
-            scored = self.policy.score(rows.take(part), logp=False)
+            scored = self.policy.score_heads(rows.take(part))
             outputs = torch.cat([scored.heads[name][:, 0].unflatten(1, (self.draws, -1)) for name in self.names], 2)
             for i, values in zip(part, outputs.flatten(1).tolist(), strict=True):
                 if not all(map(math.isfinite, values)):

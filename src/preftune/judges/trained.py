@@ -57,7 +57,7 @@ def statistics(policy: TextPolicy, batches: Iterable[Rows]) -> dict[str, Any]:
     found: dict[str, list[Tensor]] = {name: [] for name in policy.heads}
     for rows in batches:
         present = torch.ones(rows.response.shape, dtype=torch.bool) if rows.present is None else rows.present
-        for name, out in policy.score(rows, logp=False).heads.items():
+        for name, out in policy.score_heads(rows).heads.items():
             found[name].append(out[present])
     values = {name: torch.cat(parts) for name, parts in found.items()}
     spread = lambda v: (v - v.mean(0)).mT @ (v - v.mean(0)) / len(v)

@@ -62,7 +62,7 @@ class LanguagePolicy:
         second = torch.searchsorted(after, draws[:, :, 1:].contiguous(), right=True)[:, :, 0].clamp(max=V - 1)
         return TableResponses(first * V + second, tokens=TOKENS)
 
-    def score(self, rows: Rows, wants: Sequence[Want] = (), *, logp: bool = True) -> Scored:
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """Segments are those of rows.segments, or the two tokens. A head is a table of its own, [games, responses, C]."""
         if "states" in wants:
             raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
@@ -73,7 +73,7 @@ class LanguagePolicy:
         again = (2 * law.detach()).logsumexp(-1)  # [G, 1 + V]
         return Scored(
             rows,
-            tokens.sum(2) if logp else torch.zeros_like(tokens[:, :, 0]),
+            tokens.sum(2),
             length=torch.full_like(tokens[:, :, 0], TOKENS).detach(),
             heads={name: table[games, index] for name, table in self.heads.items()},
             segment_logp=by_segment(tokens, rows.segments) if "segments" in wants else None,

@@ -112,24 +112,24 @@ class TabularPolicy:
         index = torch.searchsorted(law.cumsum(dim=1), draws, right=True)
         return TableResponses(index.clamp(max=law.shape[1] - 1))
 
-    def score(self, rows: Rows, wants: Sequence[Want] = (), *, logp: bool = True) -> Scored:
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """A response is one token: it is its own only segment. A head is a table of its own, [games, responses, C]."""
         if "states" in wants:
             raise PreftuneError("this objective reads hidden states, which a table has none of; use a language model")
         games = games_of(rows)[:, None] if rows.prompts is None else _numbers(tuple(map(tuple, rows.prompts)))
         if rows.prompts is None:
             law = self.log_law(games[:, 0])
-            found = law.gather(1, rows.response.index)
+            logp = law.gather(1, rows.response.index)
         else:
             law = self.logits[games].log_softmax(dim=2)  # [B, K, n]
-            found = law.gather(2, rows.response.index[:, :, None])[:, :, 0]
+            logp = law.gather(2, rows.response.index[:, :, None])[:, :, 0]
         return Scored(
             rows,
-            found if logp else torch.zeros_like(found),
-            length=torch.ones_like(found),
+            logp,
+            length=torch.ones_like(logp),
             heads={name: table[games, rows.response.index] for name, table in self.heads.items()},
-            segment_logp=found[:, :, None] if "segments" in wants else None,
-            collision=(2 * law.detach()).logsumexp(-1).reshape(len(rows), -1).expand_as(found) if "collision" in wants else None,
+            segment_logp=logp[:, :, None] if "segments" in wants else None,
+            collision=(2 * law.detach()).logsumexp(-1).reshape(len(rows), -1).expand_as(logp) if "collision" in wants else None,
         )
 
     def log_law(self, games: Tensor) -> Tensor:

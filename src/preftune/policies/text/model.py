@@ -93,12 +93,19 @@ class TextPolicy:
         """The parameters that are in the module, ready to write samples in so many lines of at most `steps` tokens."""
         return Writer(self.network, lines, steps)
 
-    def score(self, rows: Rows, wants: Sequence[Want] = (), *, logp: bool = True) -> Scored:
+    def score(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
         """float64 [B, K] on the CPU, with the number of tokens as length; absent responses are not run: 0 and length 1.
 
-        Heads and "states" read the hidden states at the response's own tokens, end of turn included and prompt never. Without logp
-        the model's own head is not run, which with a large vocabulary is much of a pass.
+        Heads and "states" read the hidden states at the response's own tokens, end of turn included and prompt never.
         """
+        return self.scored(rows, wants, logp=True)
+
+    def score_heads(self, rows: Rows, wants: Sequence[Want] = ()) -> Scored:
+        """As `score` with log-probs of 0: the output layer is not run, which with a large vocabulary is much of a pass."""
+        return self.scored(rows, wants, logp=False)
+
+    def scored(self, rows: Rows, wants: Sequence[Want], *, logp: bool) -> Scored:
+        """`score` or `score_heads`."""
         states = bool(self.heads) or "states" in wants
         found = self.run(self.network.measure, self.pairs(rows), states=states, collision="collision" in wants, logp=logp)
         outputs = {name: head(found.states) for name, head in self.heads.items()}  # outside of autocast: they are float32
