@@ -527,7 +527,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _fresh(folder: Path) -> None:
-    if any((folder / part).exists() for part in ("metrics.jsonl", "checkpoints", "rounds")):  # a config.json alone has lost nothing
+    if any((folder / part).exists() for part in ("metrics.jsonl", "checkpoints", "rounds", "rows")):  # config.json alone has lost nothing
         raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
     if (folder / "config.json").exists() and _written(folder) is None:
         raise PreftuneError(f"{folder} holds a config.json that is no run's, needed a new folder, no model's; choose another --out")

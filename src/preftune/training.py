@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import threading
@@ -51,6 +52,7 @@ class TrainConfig:
     seed: int = 0
     rounds: int = 1  #                 for methods that collect by rounds
     prompts_per_round: int | None = None  # default: all prompts
+    keep_rows: bool = False  #         for methods that collect at every step: keep what was drawn and judged; rounds are always kept
     eval_every: int = 0  #             steps between evaluations on held-out rows; 0: at the end only
     eval_rows: int = 256  #            held-out rows used by these evaluations
     save_every: int | None = None  #   steps between checkpoints; default: a tenth of the run, 0: at the end only
@@ -244,7 +246,7 @@ def run(
         micro_batch=config.micro_batch,
         seed=config.seed,
     )
-    saved, shelf = folder / "checkpoints", folder / "rounds"
+    saved, shelf, drawn = folder / "checkpoints", folder / "rounds", folder / "rows"
     every = max(1, total // 10) if config.save_every is None else config.save_every
     identity = {**(identity or {}), "seed": config.seed, "batch": config.batch, "optimiser": config.optimiser, "model": _fingerprint(roles)}
     if by_rounds:
@@ -257,6 +259,7 @@ def run(
     step = _restore(learner, saved, keeper, identity, log) if resume else 0
     moved = {name for name in roles if learner.roles[name] is not roles[name]}
     processes.once(lambda: store.forget(shelf, after=step // per_round))
+    processes.once(lambda: store.forget_steps(drawn, since=step))
     log.rewind(step)
     rows: Rows | None = None
     stopped = keeper.ended()
@@ -297,6 +300,7 @@ def run(
             else:
                 batch = feed.rows(positions(key, len(feed), config.batch, step))
                 rows_against = drawing(collect, learner.roles, batch, key.fold("collect", step), judges=judges, step=step, silent=silent)
+                rows_against = _keeping(rows_against, drawn, step) if config.keep_rows else rows_against
             begun = learner.steps
             try:
                 told: dict[str, Any] = dict(method.update(learner, rows_against))
@@ -387,8 +391,8 @@ def _agreed(stopped: str) -> str:
 
 def _make_room(folder: Path, trained: int, config: TrainConfig, resume: bool) -> None:
     """A folder of this run alone, without leftovers, and with room for what trains (bytes)."""
-    saved, shelf = folder / "checkpoints", folder / "rounds"
-    if not resume and (checkpoint.steps(saved) or shelf.exists()):
+    saved = folder / "checkpoints"
+    if not resume and (checkpoint.steps(saved) or any((folder / part).exists() for part in ("rounds", "rows"))):
         raise PreftuneError(
             f"{saved.parent} holds checkpoints or rows of another run, needed a new folder; choose another, or resume that run"
         )
@@ -400,6 +404,9 @@ def check_start(method: Method, config: TrainConfig, test: Any) -> None:
     """What can be refused before anything is loaded or written; `test`: held-out rows, wherever they come from."""
     if config.eval_every and test is None:
         raise PreftuneError("eval_every is set, but there are no held-out rows; give test data, or leave eval_every at 0")
+    if config.keep_rows and method.collect_every != "step":
+        kept_anyway = "by rounds, whose rows are kept anyway" if method.collect_every == "round" else "once: the rows are those of the data"
+        raise PreftuneError(f"keep_rows is set, but this method collects {kept_anyway}; leave keep_rows out")
     if config.kl_budget is not None and not needs_of(method.objective).reference:
         raise PreftuneError("kl_budget needs a reference to measure the KL to, but this method keeps none; leave kl_budget out")
 
@@ -431,6 +438,18 @@ def kept(policy: Policy, again: bool) -> Policy:
     """A frozen policy, its log-probs on disk where it can do that and the same responses come again: given ones, and those of a round in
     every epoch, which sampling has scored already."""
     return policy.cached() if again and hasattr(policy, "cached") else policy
+
+
+def _keeping(rows_against: RowsAgainst, shelf: Path, step: int) -> RowsAgainst:
+    """The same rows, kept on disk as they are drawn."""
+    draws = itertools.count()
+
+    def kept_rows(opponent: Policy) -> Rows:
+        rows = rows_against(opponent)
+        processes.once(lambda: store.save(rows, store.step_path(shelf, step, next(draws))))
+        return rows
+
+    return kept_rows
 
 
 def _same(batch: Rows) -> RowsAgainst:

@@ -81,6 +81,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     Console(highlight=False).print(table)
 
 
+def print_lines(title: str, lines: Sequence[tuple[str, str]]) -> None:
+    """Texts on stdout beside their names, wrapped to the width of the terminal, under a title."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in lines:
+        table.add_row(f"[bold]{_plain(name)}[/]", _plain(text))
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{_plain(title)}[/]")
+    console.print(table)
+
+
 def print_list(kind: str, sentences: Sequence[str]) -> None:
     """Sentences on stdout, each behind the same word, wrapped to the width of the terminal."""
     from rich.console import Console

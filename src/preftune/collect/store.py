@@ -1,4 +1,4 @@
-"""Rows on disk: what a round collected, for a resumed run and for later rounds."""
+"""Rows on disk: what a round collected, for a resumed run, for later rounds and for people; and what steps drew, where it is kept."""
 
 from __future__ import annotations
 
@@ -6,17 +6,34 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..policies.tabular import TableResponses
 from ..types import Policy, PreftuneError, Rows
 
 
 def path(shelf: Path, number: int) -> Path:
     """The file of one round."""
     return shelf / f"round-{number:04d}.pt"
+
+
+def step_path(shelf: Path, step: int, draw: int) -> Path:
+    """The file of one draw of a step, both from 0."""
+    return shelf / f"step-{step:06d}-{draw}.pt"
+
+
+def files(shelf: Path) -> dict[int, list[Path]]:
+    """What is on a shelf, by round or step: one file for a round, one for each draw of a step."""
+    found: dict[int, list[Path]] = {}
+    for file in sorted(shelf.glob("*.pt")):
+        if named := re.fullmatch(r"(?:round-(\d{4,})|step-(\d{6,})-\d+)\.pt", file.name):
+            found.setdefault(int(named[1] or named[2]), []).append(file)
+    return dict(sorted(found.items()))
 
 
 def save(rows: Rows, file: Path) -> None:
@@ -37,7 +54,25 @@ def save(rows: Rows, file: Path) -> None:
 
 
 def load(file: Path, policy: Policy) -> Rows:
-    """Read rows back; the policy rebuilds the responses of its domain. Tensors and plain values only, nothing is unpickled."""
+    """Read rows back; the policy rebuilds the responses of its domain."""
+    return _load(file, policy.unpack)
+
+
+def read(file: Path, tokenizer: Any) -> Rows:
+    """Read rows of texts back without a model, to be shown by its tokenizer; of a table without one."""
+
+    def unpack(packed: dict[str, Any]) -> Any:
+        if "index" in packed:
+            return TableResponses(packed["index"], packed.get("law"))
+        from ..policies.text.tokens import TextResponses
+
+        return TextResponses.unpack(packed, tokenizer)
+
+    return _load(file, unpack)
+
+
+def _load(file: Path, unpack: Callable[[dict[str, Any]], Any]) -> Rows:
+    """Tensors and plain values only, nothing is unpickled."""
     content = file.read_bytes()
     if hashlib.blake2b(content[64:]).digest() != content[:64]:
         raise PreftuneError(
@@ -46,7 +81,7 @@ def load(file: Path, policy: Policy) -> Rows:
         )
     state = torch.load(io.BytesIO(content[64:]), weights_only=True)
     tokens = state.pop("tokens")
-    state["response"] = policy.unpack(state["response"])
+    state["response"] = unpack(state["response"])
     state |= {"id": tuple(state["id"]), "prompt": [tuple(prompt) if tokens else prompt for prompt in state["prompt"]]}
     return Rows(**state)
 
@@ -56,3 +91,12 @@ def forget(shelf: Path, after: int) -> None:
     for file in [*shelf.glob("round-*.pt"), *shelf.glob(".writing-*")]:
         if file.name.startswith(".") or file > path(shelf, after):
             file.unlink()
+
+
+def forget_steps(shelf: Path, since: int) -> None:
+    """Remove what steps from `since` on drew, after the last checkpoint, and interrupted writes."""
+    for step, drawn in files(shelf).items():
+        for file in drawn if step >= since else ():
+            file.unlink()
+    for file in shelf.glob(".writing-*"):
+        file.unlink()
