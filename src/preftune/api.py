@@ -354,7 +354,7 @@ def resolve_judge(judge: Any) -> Judge:
     elif (Path(name) / MADE).is_file():
         place, given = "preftune.judges.trained:load", {"folder": name, **given}
     else:
-        if Path(name).is_dir():
+        if Path(name).is_dir() and name not in JUDGES:
             raise PreftuneError(f"{name} has no {MADE}, needed the folder of a trained judge; `preftune judge train` writes RUN/judge")
         place = name if ":" in name else lookup(name, JUDGES, "judge")
     function = import_function(place, "a function that returns a judge")
