@@ -36,6 +36,7 @@ PAGES = (
     "docs/games.md",
     "docs/spo-degree.md",
     "docs/solve.md",
+    "docs/arena.md",
     "docs/games-speed.md",
     "docs/egpo-simulations.md",
 )  # longest first

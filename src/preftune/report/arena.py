@@ -20,7 +20,7 @@ PROMPTS, LENGTH = 8, 900  #                answers shown
 NOTHING = 5e-4  #                          an order bias below this is none
 EXTRA = (
     ".heat { margin: 0; } .heat figcaption { margin-bottom: .4rem; }"
-    ".heat svg { width: 100%; height: auto; display: block; max-width: 60rem; }"
+    ".heat svg { max-width: 100%; height: auto; display: block; }"
     ".heat text { fill: var(--ink); text-anchor: middle; font: 13px system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; }"
     ".heat .row { text-anchor: end; } .heat .soft { fill: var(--soft); font-size: 11px; } .heat .win { fill: var(--a); }"
     ".heat .loss { fill: var(--b); } .heat .frame { fill: none; stroke: var(--line); } .heats { display: grid; gap: 1.6rem 2rem; }"
@@ -68,7 +68,7 @@ def page(result: Result, told: Sequence[Mapping[str, Any]]) -> str:
             _header(result, title),
             f'<ul class="findings">{said}</ul>',
             f"<h2>Leaderboard</h2>{_leaderboard(board)}",
-            f'<h2>Who beats whom</h2><div class="heats{" two" if len(board) < 4 else ""}">',
+            f'<h2>Who beats whom</h2><div class="heats{" two" if len(board) <= 4 else ""}">',
             heat_map("Win rate", found, "winrate"),
             heat_map("At equal length", found, "controlled"),
             "</div>",
@@ -110,7 +110,12 @@ def _leader(found: Result) -> list[tuple[str, bool]]:
 
 def _mixture(found: Result) -> list[tuple[str, bool]]:
     if found["condorcet"]:
-        return [(f"{found['condorcet']} beats every other model, so the Nash mixture is that model alone.", False)]
+        alone = f"{found['condorcet']} beats every other model, so the Nash mixture is that model alone"
+        [weight] = [place["lottery"] for place in found["board"] if place["name"] == found["condorcet"]]
+        if weight["low"] is None or weight["low"] > 1 - NOTHING:
+            return [(f"{alone}.", False)]
+        interval = span(number(weight["low"]), number(weight["high"]), True)
+        return [(f"{alone}; over prompts drawn again its weight is {interval}, so that nothing is settled.", False)]
     parts = [f"{show(place['lottery']['value'], True)} {place['name']}" for place in found["board"] if place["lottery"]["value"] > 5e-4]
     return [(f"No model beats every other. The mixture that none beats with more than one half: {', '.join(parts)}.", False)]
 
@@ -257,8 +262,9 @@ def heat_map(title: str, found: Result, name: str) -> str:
         f'<text x="{margin + CELL * (column + 0.5):.0f}" y="{TOP - 11}">{column + 1} {escape(_short(found["names"][j], 10))}</text>'
         for column, j in enumerate(order)
     ]
-    size = f"0 0 {margin + CELL * len(order) + 2} {TOP + ROW * len(order) + 2}"
-    picture = f'<svg viewBox="{size}" role="img" aria-label="{escape(title)}">{"".join(heads)}{"".join(cells)}</svg>'
+    width, height = margin + CELL * len(order) + 2, TOP + ROW * len(order) + 2
+    size = f'viewBox="0 0 {width} {height}" width="{width}"'
+    picture = f'<svg {size} role="img" aria-label="{escape(title)}">{"".join(heads)}{"".join(cells)}</svg>'
     return f'<figure class="heat"><figcaption><h3>{escape(title)}</h3></figcaption>{picture}</figure>'
 
 
