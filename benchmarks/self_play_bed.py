@@ -260,16 +260,7 @@ def tiny_model(folder: Path) -> Path:
 
 # --- the judge ----------------------------------------------------------------------------------------------------------
 
-JUDGING: dict[str, Any] = {
-    "tau": 1.0,
-    "planes": 3,
-    "lr": 1e-3,
-    "batch": 32,
-    "epochs": 1.0,
-    "schedule": "linear",
-    "save_every": 0,
-    "eval_rows": 800,
-}
+JUDGING: dict[str, Any] = {"tau": 1.0, "planes": 3, "lr": 5e-4, "batch": 32, "schedule": "linear", "epochs": 1.0, "eval_rows": 800}
 PAIRS = {"train": 4800, "test": 800}
 
 
@@ -281,7 +272,7 @@ def cut(texts: Mapping[str, str], tokenizer: Any, tokens: int) -> dict[str, str]
 def judged_by_people(part: str, tokenizer: Any, tokens: int) -> list[dict[str, Any]]:
     """Chance pairs of a part's sentences, the likelier first: prefer = P(a random rater of it is kinder than one of the other)."""
     texts, votes = movie_reviews()
-    short = cut({i: text for i, text in texts_of(texts, part).items() if len(text.split()) < 18}, tokenizer, tokens)
+    short = cut(texts_of(texts, part), tokenizer, tokens)
     ids, rows = list(short), []
     for n, (i, j) in enumerate(Key.of(0).fold("judge", part).numpy().integers(len(ids), size=(2 * PAIRS[part], 2))):
         a, b = sorted((ids[i], ids[j]), key=lambda one: sum(votes[one]) / len(votes[one]))
