@@ -110,6 +110,8 @@ def test_killed_while_the_judge_is_asked_a_run_ends_the_same_and_only_calls_in_f
         finish(start(world, tmp_path / "undisturbed", server.url, RUNS[name]))
         whole = Counter(server.shown())
         assert whole.total() == len(whole) > 40  # every question once, in two rounds
+        last = json.loads((tmp_path / "undisturbed" / "metrics.jsonl").read_text().splitlines()[-1])
+        assert (last["judge_tokens_in"], last["judge_tokens_out"]) == (100 * len(whole), 2 * len(whole))
         server.bodies.clear()
         moments = [5, whole.total() // 3, whole.total() * 3 // 4]
         for requests in moments:

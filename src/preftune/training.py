@@ -19,7 +19,7 @@ from . import checkpoint, processes
 from .collect import store
 from .collect.drawing import drawing
 from .evaluation import kl_estimate, win_rate
-from .judges.shared import calls
+from .judges.shared import bills, calls
 from .learner import GradientLearner, drift
 from .log import Log, check_tracker
 from .optimisers import OPTIMISERS
@@ -531,13 +531,14 @@ class _Spent:
     def __init__(self, policy: Any, judges: Sequence[Judge], log: Log):
         self.policy, self.judges = policy, judges
         now = self.now()
-        last = next((line for line in reversed(log.history) if "silent" in line), {})
+        last: dict[str, Any] = next((line for line in reversed(log.history) if "silent" in line), {})
         self.start = {name: number - (last.get(name) or 0.0) for name, number in now.items()}
 
     def now(self) -> Metrics:
         network = getattr(self.policy, "network", None)
         drawn = {} if network is None else {"tokens_sampled": float(network.drawn)}
         asked = {f"judge_{name}": float(number) for judge in self.judges for name, number in calls(judge).items() if name != "silent"}
+        asked |= {f"judge_{name}": number for judge in self.judges for name, number in bills(judge).items()}
         return {name: sum(processes.gather(number)) for name, number in {**drawn, **asked}.items()}
 
     def so_far(self) -> Metrics:

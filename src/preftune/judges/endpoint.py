@@ -12,7 +12,7 @@ from typing import Any
 
 from ..types import PreftuneError
 from .asking import Answer, Comparing, Grading, Question
-from .client import Client, Refused, each
+from .client import Bill, Client, Refused, each
 from .rubric import Mode, Rubric, digest, rubric_of
 
 TOP = 20  # alternatives of the first token that are asked for, the most that OpenAI gives
@@ -45,6 +45,11 @@ class Endpoint:
         self.parsed = 0
         settings = [rubric.mode, rubric.text, rubric.low, rubric.high, self.request, votes, least_mass]
         self.identity = f"{model} at {client.url}, {digest(settings)}"
+
+    @property
+    def bill(self) -> Bill:
+        """What it cost so far."""
+        return self.client.bill
 
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """P(the first is better), or the grade. Where every question of several was refused, the first refusal is raised."""

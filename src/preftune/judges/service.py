@@ -344,10 +344,10 @@ class Served:
     def __init__(self, client: Client, about: dict[str, Any], concurrency: int) -> None:
         self.client = client
         self.identity = str(about["identity"]) if about["kept"] else None
-        asked = Comparing(Remote(client, "prefer", about, concurrency))
-        self.asker, self.prefer = asked.asker, asked.prefer
+        comparing, grading = Comparing(Remote(client, "prefer", about, concurrency)), Grading(Remote(client, "score", about, concurrency))
+        self.prefer, self.members = comparing.prefer, (comparing, grading)
         if "score" in about["answers"]:
-            self.score = Grading(Remote(client, "score", about, concurrency)).score
+            self.score = grading.score
 
 
 def remote(url: str, token_env: str = TOKEN_ENV, timeout: float = 600.0, retries: int = 5, concurrency: int = 2) -> Served:

@@ -58,6 +58,12 @@ def calls(judge: Any) -> dict[str, int]:
     return {name: sum(getattr(one, name) for one in counting) for name in ("asked", "known", "silent")} if counting else {}
 
 
+def bills(judge: Any) -> dict[str, float]:
+    """What judges behind endpoints have cost so far in this process: tokens in and out, and money by the given prices; empty for others."""
+    found = [one.answerer.bill for one in askers(judge) if hasattr(one.answerer, "bill")]
+    return {name: sum(float(getattr(bill, name)) for bill in found) for name in ("tokens_in", "tokens_out", "money")} if found else {}
+
+
 def shared(judge: Judge) -> Judge:
     """The judge for all processes; alone the judge itself."""
     return judge if processes.size() == 1 else SharedJudge(judge)  # type: ignore[return-value]

@@ -56,6 +56,9 @@ MEASURES = {
     "tokens_sampled": Measure("Tokens sampled", "since the run began", "tokens"),
     "judge_asked": Measure("Judge, asked", "questions that were put to the judge since the run began"),
     "judge_known": Measure("Judge, known", "questions whose answers were kept from before"),
+    "judge_tokens_in": Measure("Judge, tokens read", "that an endpoint counted since the run began", "tokens"),
+    "judge_tokens_out": Measure("Judge, tokens written", "that an endpoint counted since the run began", "tokens"),
+    "judge_money": Measure("Judge, money", "since the run began, in the unit of the prices that were given; 0 without prices"),
     "seconds": Measure("Seconds", "", "s"),
     "epoch": Measure("Epoch", "passes over the data"),
 }
