@@ -4,6 +4,8 @@ from __future__ import annotations
 
 JUDGES = {  # name -> "module:attribute", imported when used; called with the options that the user gives
     "ratings": "preftune.judges.ratings:ratings",
+    "words": "preftune.judges.words:words",
+    "implicit": "preftune.judges.implicit:implicit",
     "endpoint": "preftune.judges.endpoint:endpoint",
     "speaking": "preftune.judges.speaking:speaking",
     "answer": "preftune.judges.rules:answer",

@@ -6,6 +6,8 @@ two responses at once. Every number goes through `Asker`, which keeps it on disk
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,11 +50,7 @@ class Headed:
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """[size] numbers for each question; prompts and responses are never cut."""
-        if not questions:
-            return
-        records = [Record(id=str(i), prompt=asked(q), responses=[answered(q)]) for i, q in enumerate(questions)]
-        rows, _ = self.policy.encode(records)
-        self.check_lengths(rows)
+        rows = encoded(self.policy, questions, self.name)
         for part in consecutive(self.policy.tokens(rows), AT_ONCE):
             scored = self.policy.score_heads(rows.take(part))
             outputs = torch.cat([scored.heads[name][:, 0].unflatten(1, (self.draws, -1)) for name in self.names], 2)
@@ -64,15 +62,26 @@ class Headed:
                     )
                 yield i, tuple(values)
 
-    def check_lengths(self, rows: Rows) -> None:
-        """Every prompt and response must fit into the model."""
-        limit = getattr(self.policy.network.lm.config, "max_position_embeddings", None)
-        longest = max(len(prompt) + len(row[0]) for prompt, row in zip(rows.prompt, rows.response.tokens, strict=True))
-        if limit is not None and longest > limit:
-            raise PreftuneError(
-                f"the judge {self.name} was asked about {longest} tokens of prompt and response, needed at most the {limit} positions that "
-                "its model knows; shorten prompts or responses, or train the judge on a model with a longer context"
-            )
+
+def encoded(policy: TextPolicy, questions: Sequence[Question], name: str) -> Rows:
+    """A row for each question, by the template of the judge's own tokenizer; what does not fit into the model is refused, never cut."""
+    records = [Record(id=str(i), prompt=asked(q), responses=[answered(q)]) for i, q in enumerate(questions)]
+    rows, _ = policy.encode(records)
+    limit = getattr(policy.network.lm.config, "max_position_embeddings", None)
+    sizes = [len(rows.prompt[i]) + len(rows.response.tokens[i][0]) for i in range(len(rows))]
+    if limit is not None and max(sizes, default=0) > limit:
+        raise PreftuneError(
+            f"the judge {name} was asked about {max(sizes)} tokens of prompt and response, needed at most the {limit} positions that its "
+            "model knows; shorten prompts or responses, or take a judge with a longer context"
+        )
+    return rows
+
+
+def words_of(policy: TextPolicy) -> str:
+    """A hash of the tokenizer: its template and its tokens decide what the weights read."""
+    tokenizer = policy.tokenizer
+    said = json.dumps([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())], default=str)
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def asked(question: Question) -> str | list[dict[str, str]]:

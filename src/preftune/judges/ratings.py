@@ -6,15 +6,14 @@ read as an independent witness. It is refitted from the texts in about a second 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.ratings import Texts, Votes, above, movie_reviews, texts_of
 from ..types import Key, PreftuneError, Rows
+from .words import rated, ridge, slope_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 Direction = Literal["harsh", "kind"]
@@ -23,14 +22,13 @@ Direction = Literal["harsh", "kind"]
 class RatingsJudge:
     """TF-IDF of words and word pairs, ridge regression on the mean rating; probabilities by a slope fitted to single raters.
 
+    rate    the mean rating expected of each text, float64 [N], whatever the direction
     score   the rating expected from people, -4 to 4, negated where the direction is "harsh"
     prefer  sigmoid(slope * (score of a - score of b)); the slope is fitted on pairs of texts that the ridge has not seen
     """
 
     def __init__(self, texts: Texts, votes: Votes, *, direction: Direction = "harsh", alpha: float = 1.0, seed: int = 0) -> None:
         import numpy
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import Ridge
 
         if direction not in ("harsh", "kind"):
             raise PreftuneError(f"direction is {direction!r}, needed 'harsh' or 'kind': which end of the ratings is better")
@@ -40,41 +38,19 @@ class RatingsJudge:
         ids = list(texts)
         order = [ids[i] for i in Key.of(seed).fold("ratings judge").numpy().permutation(len(ids))]
         aside, fitted = order[: len(order) // 5], order[len(order) // 5 :]  # the slope needs texts that the ridge has not seen
-        self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        self.ridge = Ridge(alpha=alpha, solver="sparse_cg")
-        self.ridge.fit(self.words.fit_transform([texts[i] for i in fitted]), [numpy.mean(votes[i]) for i in fitted])
+        self.rate = ridge([texts[i] for i in fitted], [float(numpy.mean(votes[i])) for i in fitted], alpha)
         half = len(aside) // 2
         pairs = list(zip(aside[:half], aside[half : 2 * half], strict=True))
         a, b = (self.rate([texts[pair[side]] for pair in pairs]) for side in (0, 1))
         self.slope = slope_of(a - b, numpy.array([above(votes[i], votes[j]) for i, j in pairs]))
 
-    def rate(self, texts: Sequence[str]) -> np.ndarray:
-        """Expected mean rating of each text, float64 [N], whatever the direction."""
-        return self.ridge.predict(self.words.transform(texts))
-
     def score(self, rows: Rows, y: Any, key: Key) -> Tensor:
         """float64 [B, K], higher is better in the judge's direction."""
-        import torch
-
-        shown = y.show()
-        flat = [text for row in shown for text in row]
-        return self.sign * torch.as_tensor(self.rate(flat), dtype=torch.float64).reshape(len(shown), -1)
+        return self.sign * rated(self.rate, y)
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
         """float64 P(a beats b) [B, K, M] among people."""
         return (self.slope * (self.score(rows, a, key)[:, :, None] - self.score(rows, b, key)[:, None, :])).sigmoid()
-
-
-def slope_of(difference: np.ndarray, probability: np.ndarray) -> float:
-    """The slope >= 0 for which sigmoid(slope * difference) has the least cross-entropy to the probabilities, both [N]."""
-    import numpy
-    from scipy.optimize import minimize_scalar
-
-    def loss(slope: float) -> float:
-        z = slope * difference
-        return float(numpy.mean(numpy.logaddexp(0, z) - probability * z))
-
-    return float(minimize_scalar(loss, bounds=(0, 20), method="bounded").x)
 
 
 def ratings(direction: Direction = "harsh", archive: str | Path | None = None) -> RatingsJudge:

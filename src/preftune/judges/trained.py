@@ -21,7 +21,7 @@ from ..policies.text.model import save as save_policy
 from ..types import Head, Judge, Key, PreftuneError, Rows
 from . import MADE
 from .asking import Asker
-from .headed import BothShown, GeneralPreference, Headed, Member, Rewards
+from .headed import BothShown, GeneralPreference, Headed, Member, Rewards, words_of
 
 HEADS = "heads.safetensors"
 FORMAT = 1  # of judge.json
@@ -297,13 +297,6 @@ def member_of(folder: Path, told: Mapping[str, Any], policy: TextPolicy, dropout
     names = tuple(name for name in ("reward", "attributes", "embedding", "gate", "preference") if name in told["heads"])
     answerer = Headed(policy, names, identity, str(folder), draws, keep)
     return Member(Asker(answerer), answerer.size, draws)
-
-
-def words_of(policy: TextPolicy) -> str:
-    """A hash of the tokenizer: its template and its tokens decide what the weights read."""
-    tokenizer = policy.tokenizer
-    said = json.dumps([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())], default=str)
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def weights_of(names: list[str], weights: str | None) -> Tensor:
