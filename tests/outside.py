@@ -1,13 +1,18 @@
-"""What a user brings along: a judge, and a method that collects by rounds. Named in tests as `outside.py:function`."""
+"""What a user brings along: judges, and a method that collects by rounds. Named in tests as `outside.py:function`."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from preftune.judges.asking import Answer, Comparing, Question
 from preftune.objectives import pairwise
 from preftune.reference import soft
 from preftune.types import Context, Key, Method, Rows
@@ -27,6 +32,24 @@ class VowelJudge:
 
 def vowels() -> VowelJudge:
     return VowelJudge()
+
+
+class Slow:
+    """Answers of a judge that is paid by the question: each is written to a file of the cache's folder before it is thought about."""
+
+    identity, kept = "vowels, slowly", True
+
+    def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        for at, question in enumerate(questions):
+            with open(Path(os.environ["PREFTUNE_CACHE"]) / "asked", "ab", buffering=0) as file:
+                file.write(question.key("").hex().encode() + b"\n")
+            time.sleep(0.004)
+            first, second = (sum(text.count(v) for v in "aeiou") / max(len(text), 1) for text in question.responses)
+            yield at, (1 / (1 + 2.0 ** (10 * (second - first))),)
+
+
+def slow() -> Comparing:
+    return Comparing(Slow())
 
 
 def judged_pairs(ctx: Context) -> Rows:

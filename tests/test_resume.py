@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ def begin(world: Path, out: Path, settings: dict[str, Any], **more: Any) -> api.
 def child(world: Path, out: Path, settings: dict[str, Any]) -> None:
     """What a process runs: begin, or go on where a run has begun."""
     torch.set_num_threads(1)
+    settings = dict(settings)
+    if "cache" in settings:
+        os.environ["PREFTUNE_CACHE"] = settings.pop("cache")
     if (out / "config.json").exists():
         api.resume(out, progress=False)
     else:
@@ -107,9 +111,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
+OTHERWISE = ("seconds", "judge_asked", "judge_known")  # what a resumed run does in another time, and knows from before
+
+
 def steps_of(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in OTHERWISE} for line in lines]
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -197,6 +204,48 @@ def test_killed_while_a_checkpoint_is_written_a_run_ends_with_the_same_weights(
     assert halves == 3
     kill_and_go_on(lambda: processes(world, tmp_path / "run", RUNS["dpo"]), tmp_path / "run", [])
     assert_same_run(tmp_path / "run", other)
+
+
+# --- a judge that is paid by the question -----------------------------------------------------------------------------
+
+ASKING: dict[str, dict[str, Any]] = {
+    "sppo": dict(method="sppo", rounds=2, epochs=1, batch=4, responses=4, prompts_per_round=4, save_every=1),
+    "egpo": dict(method="egpo", steps=4, batch=4, responses=4, opponents=2, save_every=3),
+}
+
+
+def asked(cache: Path) -> list[str]:
+    """Every question that the judge was asked, once for each time."""
+    return (cache / "asked").read_text().split() if (cache / "asked").exists() else []
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_killed_while_it_judges_a_run_asks_no_stored_answer_again(
+    name: str, world: Path, processes: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Killed three times in the middle of judging: the question under way may be asked again, no other; the weights are the same."""
+    start = {}
+    for run in ("whole", "killed"):
+        (tmp_path / f"{run} cache").mkdir()
+        settings = {**ASKING[name], "judge": f"{OUTSIDE}:slow", "max_response": 8, "cache": str(tmp_path / f"{run} cache")}
+        start[run] = partial(processes, world, tmp_path / run, settings)
+    kill_and_go_on(start["whole"], tmp_path / "whole", [])
+    questions = asked(tmp_path / "whole cache")
+    assert len(questions) == len(set(questions)) > 40
+    draw = random.Random(name)
+    for share in (0.2, 0.5, 0.8):  # of the questions that are asked before the process is killed
+        process = start["killed"]()
+        wanted = int((share + draw.uniform(-0.1, 0.1)) * len(questions))
+        while process.is_alive() and len(asked(tmp_path / "killed cache")) < wanted:
+            time.sleep(0.0005)
+        assert process.is_alive(), "the kill came too late"
+        process.kill()
+        process.join()
+    kill_and_go_on(start["killed"], tmp_path / "killed", [])
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    again = asked(tmp_path / "killed cache")
+    assert set(again) == set(questions)
+    assert len(again) - len(questions) <= 3, "one question under way at each kill"
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
