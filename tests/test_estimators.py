@@ -8,6 +8,7 @@ answer with their laws, and with a formula that knows neither.
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -266,6 +267,15 @@ def graded(w: Exact) -> Tensor:
     return -(drawn * torch.nn.functional.logsigmoid(0.1 * (w.h[:, None] - w.h))).sum() / drawn.sum()
 
 
+def ends_of_three(w: Exact) -> Tensor:
+    """dpo, beta = .1, on the best and the worst of three draws, where their rewards differ."""
+    ends = torch.zeros(N, N, dtype=torch.float64)
+    for drawn in itertools.product(range(N), repeat=3):
+        best, worst = (of(drawn, key=lambda i: float(w.reward[i])) for of in (max, min))
+        ends[best, worst] += (best != worst) * w.pi[list(drawn)].prod()
+    return -(ends * torch.nn.functional.logsigmoid(0.1 * (w.h[:, None] - w.h))).sum() / ends.sum()
+
+
 # Of pairs drawn from pi some are one answer twice, which no enumerated pair is: they pull nothing, and count
 CURRENT = WORLD.logp("current").exp()
 APART = float(1 - (CURRENT**2).sum())
@@ -329,6 +339,7 @@ FACTS: dict[str, Fact] = {
         apart="labels are sigmoids of win rates, and the mean of a sigmoid is not that of the mean",
     ),
     "dno-prct": Fact(partial(methods.dno_prct, responses=2, least=-9.0, own_margin=0.2), graded, shrunk=GRADED),
+    "self-rewarding": Fact(partial(methods.self_rewarding, responses=3), ends_of_three, shrunk=float(1 - (CURRENT**3).sum())),
     # pairs compared with one another
     "osp": Fact(partial(methods.osp, responses=3), lambda w: soft_pairs(w, 0.1), shrunk=APART),
     "online-dpo": Fact(methods.online_dpo, lambda w: ordered(w, w.pi, w.pi, 0.1, w.P)),

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..numerics import average
 from ..types import Collect, Context, Policy, PreftuneError, Rows
 from .label import heard
+from .online import extremes_law
 from .reward import Reward, grades
 from .select import Trained, extremes
 from .thin import both_orders, paired
@@ -45,6 +47,70 @@ def by_mean_score(*, responses: int, train_on: Trained) -> Collect:
     if train_on not in ("extremes", "all"):
         raise PreftuneError(f"train_on is {train_on!r}, needed 'extremes' or 'all': the best and the worst response, or every one")
     return partial(mean_scores, responses=responses, train_on=train_on)
+
+
+# --- the best and the worst by grades -----------------------------------------------------------------------------------
+
+
+def graded_ends(ctx: Context, *, responses: int = 4, judgements: int = 3, reward: Reward | None = None) -> Rows:
+    """Ranked pairs of the best and the worst graded of `responses` of the current policy; none where all grades are equal.
+
+    A grade is the mean of `judgements`, each asked with a key of its own, those without an answer left out; an answer without any is no
+    end. Of equals the first is taken. Where the columns enumerate a law, a pair weighs as much as it would be the ends of so many draws.
+
+    reward: "score" for the judge's scores, "winrate" for win rates within the prompt, None for scores where the judge has them.
+    """
+    policy = ctx.roles["current"]
+    y = policy.sample(ctx.feed, responses, ctx.key.fold("pair"))
+    asked = [grades(ctx.judge, ctx.feed, y, ctx.key.fold("judge", j), reward=reward, itself=True) for j in range(judgements)]
+    grade = torch.stack(asked).double().cpu().nanmean(0)
+    known = (~grade.isnan()).sum(1)
+    few = known < (2 if y.law is None else grade.shape[1])  # the ends of a law are not known while one of its columns has no grade
+    ctx, y, _, grade = heard(ctx, y, torch.where(few, torch.nan, 0.0), grade)
+    often = _drawn_ends(grade) if y.law is None else ends_law(y.law, grade, responses)
+    pairs = [[(best, worst) for best, worst in some.nonzero().tolist()] for some in often > 0]
+    if not any(pairs):
+        raise PreftuneError(
+            f"the judge grades all responses alike in each of {len(pairs)} prompts of round {ctx.round}, needed different grades in one; "
+            "draw more responses, or take a judge with finer grades"
+        )
+    rows = paired(policy, ctx.feed, y, pairs)
+    if y.law is None:
+        return rows
+    drawn = often[often > 0] * (1.0 if rows.weight is None else rows.weight)
+    return rows.replace(weight=drawn / drawn.mean())
+
+
+def _drawn_ends(grade: Tensor) -> Tensor:
+    """[B, K, K]: 1 for the first of the highest grades and the first of the lowest, where they differ. NaN is no end."""
+    best, worst = (torch.where(grade.isnan(), sign * -torch.inf, grade) for sign in (1, -1))
+    ends = torch.zeros(*grade.shape, grade.shape[1])
+    rows = torch.arange(len(grade))
+    ends[rows, best.argmax(1), worst.argmin(1)] = (best.amax(1) > worst.amin(1)).to(ends)
+    return ends
+
+
+def ends_law(law: Tensor, grade: Tensor, n: int) -> Tensor:
+    """P(column i is taken as the best and j as the worst of n draws) [B, K, K] from their law and grades [B, K]; 0 for equal grades.
+
+    Columns of one grade share what `extremes_law` gives to all of them by their probability: the first drawn is taken.
+    """
+    alike = (grade[:, :, None] == grade[:, None, :]).to(law)
+    share = law / (alike @ law[:, :, None])[:, :, 0].clamp(min=torch.finfo(law.dtype).tiny)
+    ends: Tensor = share[:, :, None] * (alike @ extremes_law(law, grade, n) @ alike) * share[:, None, :]
+    return ends * (1 - alike)
+
+
+def ends_of_grades(*, responses: int, judgements: int, reward: Reward | None) -> Collect:
+    """`graded_ends` with its numbers checked when a method is composed."""
+    if responses < 2 or judgements < 1:
+        raise PreftuneError(
+            f"responses is {responses} and judgements {judgements}, needed 2 or more answers and 1 or more grades of each; the authors "
+            "take 4 and 3"
+        )
+    if reward not in ("score", "winrate", None):
+        raise PreftuneError(f"reward is {reward!r}, needed 'score', 'winrate', or None for the judge's scores where it has them")
+    return partial(graded_ends, responses=responses, judgements=judgements, reward=reward)
 
 
 # --- pairs of large margin ----------------------------------------------------------------------------------------------

@@ -273,6 +273,10 @@ OTHERS: dict[str, tuple[str, str]] = {
         "pairs of mu exp(r / beta) / Z; soft labels of Bradley-Terry lead to mu exp(r / gamma) / Z, sure ones have no minimum on a table",
         "2309.06657",
     ),
+    "self-rewarding": (
+        "sure labels have no minimum on a table; short rounds climb the judge's grades, and of a judge by chance nothing on average",
+        "2401.10020",
+    ),
     "zo-ranksgd": ("ranks of perturbed policies by how seldom the policy beats them: a winner where there is one", "2303.03751"),
     "dno-prct": (
         "sure labels have no minimum on a table: its rounds are refused when solved exactly, and stopped early on text",

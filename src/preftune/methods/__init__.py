@@ -74,6 +74,7 @@ from .rlhf_secrets_2 import rlhf_secrets_2
 from .rloo import rloo
 from .rpo import rpo, rpo_avg
 from .rso import rso
+from .self_rewarding import self_rewarding
 from .sft import sft
 from .simpo import simpo
 from .slic import slic
@@ -164,6 +165,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gpo": gpo,
     "dno": dno,
     "dno-prct": dno_prct,
+    "self-rewarding": self_rewarding,
     "inpo": inpo,
     "apo-nesterov": apo_nesterov,
     "osp": osp,
