@@ -41,7 +41,7 @@ def test_selected_lines_go_on_as_if_they_were_alone() -> None:
     policy = tiny_policy()
     prompts = [(5, 6, 7), (8, 9, 10, 11, 12), (13,)]
     draw = lambda n: torch.randint(3, 400, (n,), generator=torch.Generator().manual_seed(n))
-    for begin in (lambda: Shared.begin(policy.network, prompts, 4, 5, {}), lambda: Repeated.begin(policy.network, prompts, 4)):
+    for begin in (lambda: Shared.begin(Writer(policy.network, 12, 5), prompts, 4, 5), lambda: Repeated.begin(policy.network, prompts, 4)):
         with torch.no_grad():
             _, state = begin()
             first, lines = draw(12), torch.tensor([[11, 8], [1, 2]])
@@ -68,7 +68,7 @@ def test_weights_are_put_in_order_for_the_policy_that_writes(train: str, monkeyp
     """A copy writes with its own weights after the policy has moved, and what it drew is what scoring says."""
     monkeypatch.setattr(layers, "PACKED_FROM", 1)
     policy, rows = tiny_policy(train), asked(9, 14)
-    assert len(Writer(policy.network, 4, 32).weights) > 20 and not Writer(policy.network, 4, 2).weights
+    assert Writer(policy.network, 4, 32).blocks and not Writer(policy.network, 4, 2).blocks
     with torch.no_grad():
         for p in policy.parameters():
             p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
@@ -86,6 +86,26 @@ def test_weights_are_put_in_order_for_the_policy_that_writes(train: str, monkeyp
         torch.testing.assert_close(scored.detach(), kept, rtol=1e-5, atol=1e-3)
     monkeypatch.setattr(layers, "PACKED_FROM", 10**6)
     assert copied.sample(rows, 3, Key.of(0), max_new_tokens=20).tokens == before.tokens
+
+
+WRITTEN_OUT = ("Llama", "Mistral", "Qwen2", "Qwen3")  # whose layers are of the shape of `lean`
+
+
+@pytest.mark.skipif(not layers.ONEDNN, reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_layers_written_out_write_what_the_model_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens and log-probs, behind prompts of several lengths and past the window; other architectures are left alone, those that
+    look alike and compute otherwise after the first token."""
+    monkeypatch.setattr(layers, "PACKED_FROM", 1)
+    policy, rows = tiny_policy(model=architecture(name)), asked(9, 14, 3, 9)
+    first = policy.sample(rows, 3, Key.of(0), max_new_tokens=20)
+    assert bool(policy.network.lean) == (name in WRITTEN_OUT)
+    lean = policy.sample(rows, 3, Key.of(0), max_new_tokens=20)
+    policy.network.lean = ()
+    own = policy.sample(rows, 3, Key.of(0), max_new_tokens=20)
+    assert first.tokens == lean.tokens == own.tokens
+    values = [torch.tensor([v for row in y.logp or () for some in row for v in some]) for y in (lean, own)]
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-4)
 
 
 def test_the_same_tokens_for_any_batch() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from . import attention, layers
+from . import attention, layers, lean
 from .layout import Branch, Pack
 from .memory import free
 
@@ -42,15 +42,17 @@ class Writer:
     def __init__(self, network: Network, lines: int, steps: int) -> None:
         self.network = network
         self.weights: layers.Packed = {}
+        self.blocks: list[lean.Block] | None = None
         size = sum(p.nbytes for p in network.module.parameters())
         if network.engine == "fast" and steps >= PACKED_FROM and size < free(network.device) / 2:
-            self.weights = layers.packed(network.lm, lines, network.dtype)
+            self.blocks = lean.blocks(network, lines) if network.lean != () else None
+            self.weights = layers.packed(network.lm.get_output_embeddings() if self.blocks else network.lm, lines, network.dtype)
 
     def begin(self, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Writing]:
         """Logits [G, V] of the first token after each prompt, and the state of n samples of each, of at most `steps` tokens."""
         self.network.mode()
         if self.network.engine == "fast":
-            return Shared.begin(self.network, prompts, n, steps, self.weights)
+            return Shared.begin(self, prompts, n, steps)
         return Repeated.begin(self.network, prompts, n)
 
 
@@ -58,18 +60,20 @@ class Shared:
     """One copy of a prompt's keys and values [G, H_kv, P, D] in each layer, padded on the right, beside the samples' own
     [G, H_kv, n, T, D]."""
 
-    def __init__(self, network: Network, lengths: Sequence[int], n: int, steps: int, weights: layers.Packed) -> None:
-        self.network, self.n, self.steps, self.weights = network, n, steps, weights
+    def __init__(self, writer: Writer, lengths: Sequence[int], n: int, steps: int) -> None:
+        network = writer.network
+        self.network, self.n, self.steps, self.weights, self.blocks = network, n, steps, writer.weights, writer.blocks
         self.t = 0  # tokens of every line before the one that is fed now
         self.lengths = torch.tensor(lengths, device=network.device)  # [G] tokens of the prompts
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self.asked: dict[int, lean.Attended] = {}  # layer -> what its own code wants
         self.masks: dict[Any, Tensor | None] = {}  # by window, of the token that is fed now
 
     @classmethod
-    def begin(cls, network: Network, prompts: Sequence[Tokens], n: int, steps: int, weights: layers.Packed) -> tuple[Tensor, Shared]:
+    def begin(cls, writer: Writer, prompts: Sequence[Tokens], n: int, steps: int) -> tuple[Tensor, Shared]:
         """As Writer.begin."""
-        state = cls(network, [len(prompt) for prompt in prompts], n, steps, weights)
+        state, network = cls(writer, [len(prompt) for prompt in prompts], n, steps), writer.network
         one = Pack(tuple(Branch(prompt, [], []) for prompt in prompts), True)
         hidden = network.run_pack(network.parts["decoder"], "input_ids", network.ids(one.ids()), one, state)
         return network.logits(hidden[state.lengths.cumsum(0) - 1]), state
@@ -77,13 +81,29 @@ class Shared:
     def step(self, tokens: Tensor) -> Tensor:
         """As Writing.step."""
         positions = (self.lengths + self.t).repeat_interleave(self.n)
-        mask = attention.pack_mask(self.network.device, None, self)
         with layers.using(self.weights):
-            out = self.network.parts["decoder"](input_ids=tokens[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
-            logits = self.network.logits(out.last_hidden_state[0])
+            logits = self.network.logits(self.hidden(tokens, positions))
         self.t += 1
         self.masks.clear()
         return logits
+
+    def hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The last hidden states [N, d] of one token of every line: by few operations, once the model's own have given the same."""
+        network = self.network
+        if self.blocks and network.lean is None:
+            theirs = self.theirs(tokens, positions)
+            asked = tuple(self.asked[block.layer] for block in self.blocks)
+            ours = lean.hidden(self.blocks, asked, network, self, tokens, positions) if lean.suits(asked) else None
+            network.lean = asked if ours is not None and lean.agree(ours, theirs, network.dtype) else ()
+        if self.blocks and network.lean:
+            return lean.hidden(self.blocks, network.lean, network, self, tokens, positions)
+        return self.theirs(tokens, positions)  # once more where it was compared: it has to keep its own keys and values
+
+    def theirs(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """`hidden` by the model's own code."""
+        mask = attention.pack_mask(self.network.device, None, self)
+        decoder = self.network.parts["decoder"]
+        return decoder(input_ids=tokens[None], attention_mask=mask, position_ids=positions[None], use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
 
     def select(self, lines: Tensor) -> None:
         """As Writing.select."""
@@ -114,26 +134,33 @@ class Shared:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
         """[1, N, H, D] for one token of every line: queries [1, H, N, D], keys and values [1, H_kv, N, D]."""
-        g, n, (h, _, d), kinds = len(self.lengths), self.n, q.shape[1:], k.shape[1]
+        self.asked[layer] = lean.Attended(scale, window, softcap)
+        q, k, v = (x[0].transpose(0, 1) for x in (q * scale, k, v))
+        return self.mixed(layer, q, k, v, window, softcap).to(v.dtype)[None]
+
+    def mixed(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, softcap: float | None = None) -> Tensor:
+        """[N, H, D] for one token of every line: scaled queries [N, H, D], keys and values [N, H_kv, D], which are kept."""
+        g, n, (_, h, d), kinds = len(self.lengths), self.n, q.shape, k.shape[1]
         own = torch.float32 if v.device.type == "cpu" else v.dtype  # small products: in 16 bits a CPU compiles them for each length anew
         if layer not in self.own:
             self.own[layer] = tuple(x.new_empty(g, kinds, n, self.steps, d, dtype=own) for x in (k, v))  # type: ignore[assignment]
         for mine, new in zip(self.own[layer], (k, v), strict=True):
-            mine[:, :, :, self.t] = new[0].view(kinds, g, n, d).transpose(0, 1)
-        (before_k, before_v), (own_k, own_v) = self.prompts[layer], (x[:, :, :, : self.t + 1] for x in self.own[layer])
-        queries = (q[0] * scale).view(kinds, h // kinds, g, n, d).permute(2, 0, 3, 1, 4).contiguous()  # [G, H_kv, n, H / H_kv, D]
-        flat, p = queries.view(g, kinds, -1, d), before_k.shape[2]
-        scores = torch.empty(*flat.shape[:3], p + self.t + 1, dtype=torch.float32, device=q.device)
-        scores[..., :p] = flat @ before_k.transpose(2, 3)  # [G, H_kv, n H / H_kv, P]
-        scores[..., p:] = (queries.to(own) @ own_k.transpose(3, 4)).view(g, kinds, flat.shape[2], -1)
+            mine[:, :, :, self.t] = new.view(g, n, kinds, d).transpose(1, 2)
+        before_k, before_v = (x.flatten(0, 1) for x in self.prompts[layer])  # [G H_kv, P, D]
+        own_k, own_v = (x.flatten(0, 2)[:, : self.t + 1] for x in self.own[layer])  # [G H_kv n, t + 1, D]
+        flat, p = q.view(g, n, kinds, h // kinds, d).transpose(1, 2).reshape(g * kinds, -1, d), before_k.shape[1]
+        queries = flat.reshape(g * kinds * n, -1, d)
+        scores = torch.empty(*flat.shape[:2], p + self.t + 1, dtype=torch.float32, device=q.device)
+        scores[..., :p] = torch.bmm(flat.to(before_k.dtype), before_k.mT)  # [G H_kv, n H / H_kv, P]
+        scores[..., p:] = torch.bmm(queries.to(own), own_k.mT).view(*flat.shape[:2], -1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if (mask := self.mask(window, p)) is not None:
-            scores = scores + mask
+            scores = (scores.view(g, kinds, *scores.shape[1:]) + mask).flatten(0, 1)
         law = torch.softmax(scores, -1)
-        near = law[..., p:].reshape(g, kinds, n, -1, self.t + 1).to(own) @ own_v
-        out = (law[..., :p].to(v.dtype) @ before_v).add_(near.view(flat.shape))
-        return out.view(queries.shape).permute(0, 2, 1, 3, 4).reshape(1, g * n, h, d)
+        near = torch.bmm(law[..., p:].reshape(*queries.shape[:2], -1).to(own), own_v)
+        out = near.view(flat.shape) + torch.bmm(law[..., :p].to(before_v.dtype), before_v)
+        return out.view(g, kinds, n, -1, d).transpose(1, 2).reshape(g * n, h, d)
 
     def mask(self, window: int | None, longest: int) -> Tensor | None:
         """[G, 1, 1, P + t + 1], 0 where a key is seen and -inf elsewhere; None where all are."""

@@ -25,6 +25,8 @@ TOGETHER = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")  # which rea
 PACKED_FROM = 64  # rows and columns of a weight: smaller ones, as those of adapters, are left as they are
 ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
+Weights = tuple[Tensor, Tensor | None]  # of a linear layer, with its bias
+
 _in_use: Packed = {}  # what `using` has put in place
 
 
@@ -111,18 +113,20 @@ class Together:
     """Linear layers that read the same tensor one after the other, as one product with packed weights: the first that is asked computes
     it, the others take their part."""
 
-    def __init__(self, modules: Sequence[nn.Linear], rows: int, dtype: torch.dtype) -> None:
-        weights, biases = [m.weight.detach().to(dtype) for m in modules], [m.bias for m in modules if m.bias is not None]
-        self.dtype, self.sizes = dtype, [len(weight) for weight in weights]
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights) if len(weights) > 1 else weights[0], rows)
-        self.bias = torch.cat([bias.detach().to(dtype) for bias in biases]) if biases else None
+    def __init__(self, parts: Sequence[Weights], rows: int, dtype: torch.dtype) -> None:
+        """`parts`: weight [V, d] and bias [V] of each, all with a bias or none."""
+        self.dtype, self.sizes = dtype, [len(weight) for weight, _ in parts]
+        joint = torch.cat([weight.detach().to(dtype) for weight, _ in parts])
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(joint, rows)
+        biases = [bias for _, bias in parts if bias is not None]
+        self.bias = torch.cat(biases).detach().to(dtype) if biases else None
         self.read: Tensor | None = None
         self.parts: Sequence[Tensor] = ()
 
     def __call__(self, x: Tensor, part: int) -> Tensor:
         """[..., d] -> [..., V] of one of them."""
         if self.read is not x:
-            out = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+            out = self.all(x)
             if len(self.sizes) == 1:
                 return out  # type: ignore[no-any-return]
             self.read, self.parts = x, out.split(self.sizes, -1)
@@ -130,25 +134,36 @@ class Together:
             self.read = None
         return self.parts[part]
 
+    def all(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., sum of all V], in one tensor."""
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """`all` and a tensor of its shape."""
+        if to.dtype != self.dtype:
+            return to + self.all(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x.to(self.dtype), to, self.weight, self.bias, "add")  # type: ignore[no-any-return]
+
 
 Packed = Mapping[nn.Module, tuple[Together, int]]
+PACKABLE = (torch.float32, torch.bfloat16)
 
 
 def packed(model: nn.Module, rows: int, dtype: torch.dtype) -> Packed:
     """Weights of linear layers in the order in which oneDNN reads them for products of so few rows: half the time of a product that
     would bring them into that order each time. They are copies, and know nothing of later changes."""
     found: dict[nn.Module, tuple[Together, int]] = {}
-    if dtype not in (torch.float32, torch.bfloat16) or not can_pack():
+    if dtype not in PACKABLE or not can_pack():
         return found
     for module in model.modules():
         for names in TOGETHER:
             some: list[Any] = [getattr(module, name, None) for name in names]
             if all(suits(one) for one in some) and len({one.bias is None for one in some}) == 1:
-                together = Together(some, rows, dtype)
+                together = Together([(one.weight, one.bias) for one in some], rows, dtype)
                 found |= {one: (together, i) for i, one in enumerate(some)}
     for module in model.modules():
         if module not in found and suits(module):
-            found[module] = Together([module], rows, dtype), 0  # type: ignore[list-item]
+            found[module] = Together([(module.weight, module.bias)], rows, dtype), 0  # type: ignore[list-item]
     return found
 
 
@@ -165,8 +180,25 @@ def can_pack() -> bool:
 
 def suits(module: Any) -> bool:
     """Whether it is a linear layer whose product is ours, on a CPU, and worth another copy of its weights."""
-    mine = isinstance(module, nn.Linear) and getattr(vars(module).get("forward"), "__func__", None) is multiplied
-    return mine and module.weight.device.type == "cpu" and min(module.weight.shape) >= PACKED_FROM
+    return replaced(module, multiplied) and module.weight.device.type == "cpu" and min(module.weight.shape) >= PACKED_FROM
+
+
+def weights_of(module: Any) -> Weights | None:
+    """What a linear layer multiplies by, a LoRA adapter as it is set now added in; None where it does something else."""
+    if suits(module):
+        return module.weight, module.bias
+    base: Any = getattr(module, "base_layer", None)
+    if not suits(base) or not hasattr(module, "get_delta_weight"):
+        return None
+    used = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
+    if any(module.use_dora.get(name, False) or module.lora_bias.get(name, False) for name in used):
+        return None
+    return base.weight.float() + sum(module.get_delta_weight(name).float() for name in used) if used else base.weight, base.bias
+
+
+def replaced(module: Any, function: Any) -> bool:
+    """Whether this function stands in the place of the module's own, so that the module is known to compute it."""
+    return isinstance(module, nn.Module) and getattr(vars(module).get("forward"), "__func__", None) is function
 
 
 @contextmanager

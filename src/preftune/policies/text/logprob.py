@@ -34,6 +34,7 @@ from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
 
 if TYPE_CHECKING:
+    from .lean import Attended
     from .decode import Shared
 
 CHUNK = 1 << 24  # logits that a head which is not fused makes at a time: 64 MiB in float32
@@ -124,6 +125,7 @@ class Network(nn.Module):
         super().__init__()
         self.module = module
         masters = any(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()) and not hasattr(module, "peft_config")
+        self.lean: tuple[Attended, ...] | None = None  # how samples are written by `lean`, () not at all; the first one finds out
         self.mixed = precision if masters and precision != torch.float32 else None  # float32 weights, passes in `precision`
         self.tokens_per_batch, self.engine = tokens_per_batch, engine
         self.checkpointing = checkpointing  #  layers that are computed again; None: a plan of the memory may choose
