@@ -62,3 +62,46 @@ def test_a_method_trains_a_language_model_from_its_name_and_its_data(name: str, 
     assert all(line["grad_norm"] > 0 for line in run.history[:1])
     assert any(not torch.equal(value, start[key]) for key, value in policy.state().items() if key in start)
     assert (run.model / "model.safetensors").stat().st_size > 1000
+
+
+# What moves beside the policy on text: (settings, role, what it is after the run: "now" the policy, "past" neither that nor the start)
+MOVES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "sppo": ({"rounds": 2, "responses": 3}, "reference", "now"),
+    "gpo": ({"rounds": 2, "responses": 3}, "reference", "now"),
+    "dno": ({"rounds": 2, "responses": 3}, "reference", "now"),
+    "inpo": ({"rounds": 2, "responses": 3}, "previous", "now"),
+    "apo-nesterov": ({"rounds": 2, "alpha": 0.5}, "hat", "past"),  # the policy goes on beyond what the round solved
+    "mpo": ({"steps": 4, "K": 2}, "reference", "now"),
+    "nash-ema-pg": ({"steps": 3, "decay": 0.5}, "slow", "past"),
+    "egpo-optimistic": ({"steps": 3}, "previous", "past"),  # where the last step began
+    "ofs-dpo": ({"steps": 3, "slow": 0.5}, "twin", "past"),
+    "tr-dpo": ({"steps": 4, "every": 2, "alpha": 0.5}, "reference", "past"),
+    "egpo": ({"steps": 2}, "reference", "start"),
+    "rso": ({"rounds": 2, "candidates": 6, "responses": 4}, "reference", "start"),
+}
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+@pytest.mark.parametrize("name", MOVES)
+def test_references_magnets_and_slow_policies_move_on_text_as_the_method_says(name: str, train: str, tmp_path: Path) -> None:
+    """Compared are the parameters of the role, those of the policy and those that the run began with."""
+    settings, role, becomes = MOVES[name]
+    choices = {key: value for key, value in settings.items() if key not in ("rounds", "steps")}
+    method, policy = prepare(name, choices).method, language(train)
+    start, ends = policy.state(), []
+
+    def look(event: Any) -> None:
+        ends.append(event.learner)
+
+    preftune.train(
+        policy,
+        name,
+        data_for(method),
+        judge=judge(),
+        out=tmp_path / "run",
+        callbacks=[look],
+        **{**STEPS, "steps": None, "lr": 0.05, "epochs": 1, **settings},
+    )
+    mine, now = ends[-1].roles[role].state(), policy.state()
+    same = {which: all(torch.equal(mine[key], state[key]) for key in mine) for which, state in (("now", now), ("start", start))}
+    assert same == {"now": becomes == "now", "start": becomes == "start"}
