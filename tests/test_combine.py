@@ -186,5 +186,5 @@ def test_files_that_cannot_be_meant_are_refused(text: str, said_so: str, tmp_pat
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing() -> None:
-    with pytest.raises(PreftuneError, match="nowhere.yaml cannot be read"):
+    with pytest.raises(PreftuneError, match="there is no file nowhere.yaml"):
         resolve_judge("nowhere.yaml")

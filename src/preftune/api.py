@@ -343,7 +343,7 @@ def resolve_judge(judge: Any) -> Judge:
     from .judges.combine import both_orders, panel
 
     text = str(judge)
-    if text.startswith("both(") and text.endswith(")"):
+    if text.startswith("both(") and text.endswith(")") and text != "both()":
         return both_orders(resolve_judge(text[len("both(") : -1]))
     if text.endswith((".yaml", ".yml")) and "," not in text:
         return panel(text, resolve_judge)

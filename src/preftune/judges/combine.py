@@ -163,6 +163,8 @@ def panel(file: str | Path, resolve: Callable[[str], Judge]) -> Judge:
     judges    names with options, {judge: NAME, weight: 0.5}, or further combinations
     least     of agreement; unsure: of route
     """
+    if not Path(file).is_file():
+        raise PreftuneError(f"there is no file {file}, needed a YAML file that describes judges; check the path")
     try:
         found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
