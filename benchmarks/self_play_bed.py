@@ -33,7 +33,6 @@ from preftune.report.chart import ticks
 from preftune.types import Judge, Key, Rows
 
 TRAINING: dict[str, Any] = {"batch": 16, "schedule": "constant", "save_every": 0, "beta1": 0.0}
-WARM = 5  #         steps over which the rate rises
 TUNING_SEED = 100
 TAU = 0.1  #         beta, of every method that has one
 
@@ -77,6 +76,7 @@ class Bed:
     samples: int  # of each prompt, where a policy is looked at
     prompts: Sequence[str] = tuple(PROMPTS)
     made: Any = None  # how the judge was trained
+    warm: int = 5  #   steps over which the rate rises
 
     def __post_init__(self) -> None:
         self.start, self.reference = self.policy.state(), self.policy.reference()
@@ -105,7 +105,14 @@ class Bed:
     ) -> Any:
         """Train from the start and look at the policy after so many updates; what it asked and took by then."""
         self.policy.load(self.start)
-        config = {**TRAINING, **arm.settings, "lr": lr, "steps": max(marks), "seed": seed, "warmup": min(WARM, max(marks) - 1) / max(marks)}
+        config = {
+            **TRAINING,
+            **arm.settings,
+            "lr": lr,
+            "steps": max(marks),
+            "seed": seed,
+            "warmup": min(self.warm, max(marks) - 1) / max(marks),
+        }
         composed, counting = prepare(arm.method, config), Counting(judge or self.judge)
         began, spent, looks, key = time.process_time(), 0.0, {}, Key.of(seed).fold("look", arm.name)
 

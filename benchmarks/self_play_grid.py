@@ -16,7 +16,6 @@ from self_play_bed import (
     TAU,
     TRAINING,
     TUNING_SEED,
-    WARM,
     Arm,
     AsReviews,
     Bed,
@@ -43,7 +42,7 @@ ARMS = (
 )
 MOST = max(arm.asks for arm in ARMS)
 LARGE = ("EGPO", "Online-IPO 1", "Nash-MD")  # on SmolLM2
-LARGE_RATE = 3e-4
+LARGE_RATE = 1e-3
 LARGE_PROMPTS = [
     f"Write one sentence from a {kind}." for kind in ("movie review", "film review", "review of a film", "critic's film column")
 ]
@@ -74,7 +73,7 @@ def large_bed(options: argparse.Namespace) -> tuple[Bed, dict[str, Any]]:
     small, quality = review_bed(options)
     policy = load_policy(fetch_model(), train="lora") if not options.tiny else small.policy
     policy.max_new_tokens = options.tokens
-    return Bed(policy, AsReviews(small.judge, small), small.other, 16, LARGE_PROMPTS, small.made), quality
+    return Bed(policy, AsReviews(small.judge, small), small.other, 16, LARGE_PROMPTS, small.made, warm=2), quality
 
 
 def play(bed: Bed, arm: Arm, lr: float, seed: int, marks: Sequence[int], batch: int) -> dict[str, Any]:
@@ -247,8 +246,8 @@ def grid_text(
     intro = GRID.format(
         title="EGPO and its rivals on SmolLM2" if large else "EGPO and its rivals on a language model",
         model="SmolLM2-135M with fresh adapters" if large else "The small language model (0.9 M weights, all of them trained)",
-        prompts=len(bed.prompts), tau=TAU, batch=batch, tokens=bed.policy.max_new_tokens, warm=WARM, rates=rates, planes=JUDGING["planes"],
-        pairs=PAIRS["train"], quality=quality_of(bed, quality, still[whole[0]], late), command=told_of["command"], steps=steps,
+        prompts=len(bed.prompts), tau=TAU, batch=batch, tokens=bed.policy.max_new_tokens, warm=bed.warm, rates=rates,
+        planes=JUDGING["planes"], pairs=PAIRS["train"], quality=quality_of(bed, quality, still[whole[0]], late), command=told_of["command"], steps=steps,
         asked=MOST * batch * steps, seeds=len(whole),
     )  # fmt: skip
     lines = [intro]

@@ -120,6 +120,40 @@ def test_gradients_that_differ_are_found_whichever_tensor_they_are_in() -> None:
     assert small == pytest.approx(2e-6 / (1e-4 * 40**0.5))
 
 
+def test_an_interval_draws_the_units_of_every_axis_anew() -> None:
+    """Two units of -1 and 1 give means -1, 0 and 1, whose outer ones have a quarter each; axes along which nothing varies add nothing."""
+    from self_play_bed import interval
+
+    varied = [[[-1.0] * 8] * 5, [[1.0] * 8] * 5]  # [2, 5, 8]
+    assert interval(varied) == (0.0, -1.0, 1.0)
+    assert interval([[0.7] * 3] * 4) == pytest.approx((0.7, 0.7, 0.7))
+
+
+def test_log_odds_are_bent_where_preferences_go_in_a_circle_and_not_where_scores_explain_them() -> None:
+    """Of rock, paper, scissors no score explains anything; of a Bradley-Terry table scores explain all."""
+    import torch
+    from self_play_grid import bent
+
+    from preftune.exact.games import bradley_terry, rps
+
+    assert bent((0.5 + 0.6 * (rps() - 0.5)).numpy()) == pytest.approx(1)
+    assert bent(bradley_terry(torch.tensor([0.0, 1.0, -2.0, 0.5])).numpy()) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_reward_model_of_a_circular_judge_ranks_what_beats_the_most_frequent_style_first() -> None:
+    """Shares .6, .3, .1: It's beats The, which most texts are, and A loses to it. At equal shares nothing is ranked."""
+    from styles import Circular, Fitted, equilibrium, exploited
+
+    reward = Fitted(Circular(0.8))
+    reward.fit([["The film."] * 6, ["A film."] * 3, ["It's a film."]])
+    first, second, third, _ = reward.strength.tolist()
+    assert third > first > second
+    reward.fit([["The film."], ["A film."], ["It's a film."]])
+    assert reward.strength[:3].tolist() == pytest.approx([reward.strength[0].item()] * 3, abs=1e-9)
+    assert exploited([1 / 3, 1 / 3, 1 / 3, 0], 0.8) == pytest.approx(0)
+    assert equilibrium([0.5, 0.3, 0.2, 0.0], 0.8, 0.01)[:3] == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
 # --- that they run ------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +165,46 @@ def compared(tmp_path: Path, against: Sequence[str], *rows: str, python: str = s
     kept = json.loads((tmp_path / "found.json").read_text())
     assert list(kept) == list(rows)
     return [found for name in rows for found in kept[name]["found"]]
+
+
+def self_play(monkeypatch: pytest.MonkeyPatch, folder: Path, verb: str, *arguments: str) -> str:
+    """The section that a tiny run of self_play.py writes."""
+    import self_play
+
+    page = folder / f"{verb}.md"
+    monkeypatch.setattr(sys, "argv", ["self_play.py", verb, "--tiny", "--out", str(folder), "--page", str(page), *arguments])
+    self_play.main()
+    return page.read_text()
+
+
+def test_self_play_is_compared_at_equal_questions_and_no_finished_run_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EGPO asks four times as much as Online-IPO 2 in a step, which therefore makes four times as many."""
+    asked = ("--seeds", "0", "--methods", "EGPO", "Online-IPO 2")
+    page = self_play(monkeypatch, tmp_path, "grid", *asked)
+    files = sorted((tmp_path / "grid").glob("*seed-0.json"))
+    runs = {found["settings"][0]["name"]: list(found["looks"].items()) for found in map(json.loads, map(Path.read_text, files))}
+    assert {name: [int(step) for step, _ in looks] for name, looks in runs.items()} == {"EGPO": [2], "Online-IPO 2": [2, 8]}
+    assert runs["EGPO"][-1][1]["asked"] == runs["Online-IPO 2"][-1][1]["asked"] == 4 * 4 * 2
+    assert page.count("\n| Online-IPO 2 | ") == 1 + 3 * 2  # rates; of each budget costs and a table by either judge
+    written = {file: file.stat().st_mtime_ns for file in files}
+    assert self_play(monkeypatch, tmp_path, "grid", *asked) == page
+    assert {file: file.stat().st_mtime_ns for file in files} == written
+
+
+def test_self_play_measures_shares_of_styles_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "cycle.svg"
+    page = self_play(monkeypatch, tmp_path, "cycle", "--seeds", "0", "--picture", str(picture))
+    looks = [look for file in (tmp_path / "cycle").glob("*seed-0.json") for look in json.loads(file.read_text())["looks"].values()]
+    assert len(looks) == 6 * 4 and all(sum(look["shares"]) == pytest.approx(1) for look in looks)
+    assert len(ElementTree.parse(picture).getroot().findall("{http://www.w3.org/2000/svg}polyline")) == 6 * 3 * 2  # a seed and the mean
+    assert page.count("\n| ") == 2 + 8
+
+
+def test_self_play_puts_every_method_into_both_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, some = tmp_path / "frontier.svg", ("SPPO", "RSO", "GRPO")
+    page = self_play(monkeypatch, tmp_path, "frontier", "--seeds", "0", "--methods", *some, "--picture", str(picture))
+    assert len(ElementTree.parse(picture).getroot().findall("{http://www.w3.org/2000/svg}polyline")) == 2 * len(some)
+    assert all(f"| {name} | " in page for name in some)
 
 
 @pytest.mark.slow
