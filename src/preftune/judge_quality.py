@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .collect.label import preferences
 from .collect.reward import has_scores
 from .data.columns import Record
 from .evaluation import Evaluation, Statistic, calibration_error_of, intervals, mean_of, ready
@@ -161,11 +162,12 @@ def squares(judge: Judge, rows: Rows, y: Any, key: Key) -> Tensor:
     """P(column i beats column j) [B, K, K], i shown first. A judge that only compares is not asked to compare a response with itself."""
     k = y.shape[1]
     if has_scores(judge):
-        return judge.prefer(rows, y, y, key).double().cpu()
+        return preferences(judge, rows, y, y, key).double().cpu()
     beats = torch.full((len(rows), k, k), torch.nan, dtype=torch.float64)
     for i in range(k):
         others = [j for j in range(k) if j != i]
-        beats[:, i, others] = judge.prefer(rows, y.take(columns=[i]), y.take(columns=others), key.fold(i))[:, 0].double().cpu()
+        asked = preferences(judge, rows, y.take(columns=[i]), y.take(columns=others), key.fold(i))
+        beats[:, i, others] = asked[:, 0].double().cpu()
     return beats
 
 

@@ -131,7 +131,8 @@ def vote(judges: Sequence[Judge], weights: Sequence[float] | None = None) -> Pan
 def agreement(judges: Sequence[Judge], least: float = 1.0, weights: Sequence[float] | None = None) -> Panel:
     """The mean where at least this share of the judges prefers the same one, otherwise no answer (NaN).
 
-    For data and measurements, in which pairs may stay without an answer. Methods that play need one for every pair and say so.
+    For data and measurements, in which pairs may stay without an answer. Methods that play leave rows with such a pair out of the step,
+    and end where these are more than half.
     """
     if not 0.5 < least <= 1:
         raise PreftuneError(f"least is {least}, needed a share of the judges above 0.5 and up to 1; 1 asks for all")
