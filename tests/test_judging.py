@@ -368,6 +368,13 @@ def test_labels_that_hold_all_pairs_equal_leave_the_calibration() -> None:
     assert any("hold all answered pairs equal" in note for note in found.notes)
 
 
+class Flat(Comparer):
+    """Answers in one line."""
+
+    def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
+        return super().prefer(rows, a, b, key).flatten()
+
+
 @pytest.mark.parametrize(
     ("judge", "records", "options", "said"),
     [
@@ -376,6 +383,7 @@ def test_labels_that_hold_all_pairs_equal_leave_the_calibration() -> None:
         (Scorer(quality), [Record("r", "p", ["1 x", "0 x"])], {}, "says which response is better"),
         (Comparer(lambda a, b: math.nan), pairs(3), {}, "no answer to 6 of 6 questions"),
         (Scorer(lambda text: math.nan), pairs(3), {}, "no answer to 6 of 6 questions"),
+        (Flat(lambda a, b: 0.5), pairs(3), {}, "the judge Flat gave preferences of shape .3., needed .3, 1, 1."),
         (Comparer(lambda a, b: 2.0), pairs(3), {}, "Comparer gave 2, needed probabilities from 0 to 1"),
         (Scorer(quality), planted("here", 3, 1.0), {"subset_column": "there"}, "no row has a column 'there'.*the columns are subset"),
         (Scorer(quality), pairs(3), {"lists": -1}, "lists is -1"),
