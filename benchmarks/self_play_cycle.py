@@ -28,6 +28,15 @@ REFIT = 10  #       steps between two fits of a reward model
 CIRCLE_RATE = 1e-3
 
 
+def styled_model(base: Path, out: Path, texts: Sequence[str], steps: int) -> Path:
+    """The model after so many steps of maximum likelihood on texts of the three styles."""
+    rows = [{"id": f"text {i}", "prompt": PROMPTS[i % len(PROMPTS)], "completion": text} for i, text in enumerate(texts)]
+    if not (out / "model").exists():
+        rule = {"lr": 1e-3, "batch": 32, "micro_batch": 32, "steps": steps, "schedule": "linear", "save_every": 0}
+        preftune.train(str(base), "sft", rows, out=out, samples=0, progress=False, **rule)
+    return out / "model"
+
+
 def iterative_dpo(beta: float = 0.1, responses: int = 2) -> Method:
     """DPO by rounds on fresh pairs with drawn labels, each round against the policy that it began with."""
     objective = partial(judged_pairs, beta=beta, loss="dpo")
@@ -77,14 +86,10 @@ def cycle(options: argparse.Namespace) -> None:
     told_of = kept.conditions()
     texts = TINY_TEXTS * 4 if tiny else sentences(960)
     base = tiny_model(options.out / "tiny") if tiny else small_model()
-    bed = Bed(
-        load_policy(str(styled_model(base, options.out / "styled", texts, 40 if tiny else 90))),
-        Circular(options.win),
-        None,
-        4 if tiny else 48,
-    )
+    model = styled_model(base, options.out / "styled", texts, 40 if tiny else 90)
+    bed = Bed(load_policy(str(model)), Circular(options.win), None, 4 if tiny else 32)
     bed.policy.max_new_tokens = 4 if tiny else 6
-    steps = options.steps or (4 if tiny else 120)
+    steps = options.steps or (4 if tiny else 72)
     every = max(1, steps // 24)
     marks = range(every, steps + 1, every)
     rule = {**TRAINING, "batch": 4 if tiny else TRAINING["batch"]}
@@ -135,11 +140,17 @@ prompt, lr {lr:g} constant, no momentum, the small language model (0.9 M weights
 
     {command}
 
-{seeds} seeds: mean, and [least, largest] of the seeds. `swing`: how far the largest share lies from the smallest at its widest, in the
-second half of the run. `exploited`: how much more than one half the best style wins against these shares, 0 at the equilibrium.
+{seeds} seeds: mean, and [least, largest] of the seeds. `largest` and `smallest` share of a moment, and `exploited`, how much more than
+one half the best style wins against the shares of a moment (0 at the equilibrium of the judge): means over the second half of the run.
 
 ![shares of the styles over steps](self-play-cycle.svg)
 """
+
+
+def late(run: Mapping[str, Any]) -> list[list[float]]:
+    """Shares of the second half of a run."""
+    laws = [look["shares"] for look in run["looks"].values()]
+    return laws[len(laws) // 2 :]
 
 
 def cycle_text(bed: Bed, found: Mapping[str, Any], first: Sequence[float], options: Any, told_of: Mapping[str, Any]) -> str:
@@ -150,25 +161,23 @@ def cycle_text(bed: Bed, found: Mapping[str, Any], first: Sequence[float], optio
 
     def row(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
         ends = [list(run["looks"].values())[-1] for run in runs]
-        halves = [[look["shares"] for look in run["looks"].values()][len(run["looks"]) // 2 :] for run in runs]
-        swings = [max(max(law[:3]) - min(law[:3]) for law in half) for half in halves]
+        halves = [late(run) for run in runs]
         return [
             name,
-            " / ".join(f"{numpy.mean([end['shares'][i] for end in ends]):.2f}" for i in range(4)),
-            spread([max(end["shares"][:3]) for end in ends]),
-            spread([min(end["shares"][:3]) for end in ends]),
-            spread(swings),
-            spread([exploited(end["shares"], options.win) for end in ends], 3),
+            told_shares(numpy.mean([end["shares"] for end in ends], 0)),
+            spread([numpy.mean([max(law[:3]) for law in half]) for half in halves]),
+            spread([numpy.mean([min(law[:3]) for law in half]) for half in halves]),
+            spread([numpy.mean([exploited(law, options.win) for law in half]) for half in halves], 3),
             spread([end["kl"] for end in ends], 1),
         ]
 
     still = equilibrium(first, options.win, PULL)
     told_shares = lambda law: " / ".join(f"{share:.2f}" for share in law)
     ends_of = lambda law: [f"{max(law[:3]):.2f}", f"{min(law[:3]):.2f}"]
-    fixed = lambda name, law: [name, told_shares(law), *ends_of(law), "", f"{exploited(law, options.win):.3f}", ""]
+    fixed = lambda name, law: [name, told_shares(law), *ends_of(law), f"{exploited(law, options.win):.3f}", ""]
     runs = [run for some in found.values() for run in some]
     style_names = " / ".join(opening.strip() for opening in OPENINGS)
-    head = ["route", f"{style_names} / other", "largest", "smallest", "swing", "exploited", "KL, nats"]
+    head = ["route", f"{style_names} / other, at the end", "largest", "smallest", "exploited", "KL at the end, nats"]
     rows = [
         fixed("the start", first),
         *(row(name, some) for name, some in found.items()),
@@ -184,20 +193,11 @@ def cycle_text(bed: Bed, found: Mapping[str, Any], first: Sequence[float], optio
         fitted=len(bed.prompts) * bed.samples, refit=REFIT, beta=PULL, batch=runs[0]["settings"][0]["settings"]["batch"], responses=4,
         lr=CIRCLE_RATE, tokens=bed.policy.max_new_tokens, command=told_of["command"], seeds=len({run["seed"] for run in runs}),
     )  # fmt: skip
-    last = {name: [list(run["looks"].values())[-1]["shares"][:3] for run in some] for name, some in found.items()}
-    named = lambda holds: ", ".join(name for name, laws in last.items() if all(map(holds, laws))) or "none"
+    mean = lambda run, most: float(numpy.mean([most(law[:3]) for law in late(run)]))
+    named = lambda holds: ", ".join(name for name, some in found.items() if all(map(holds, some))) or "none"
     follows = (
-        f"At the end of every seed one style has nine tenths or more: {named(lambda law: max(law) >= 0.9)}. "
-        f"At the end of every seed all three have a tenth or more: {named(lambda law: min(law) >= 0.1)}."
+        f"One style has nine tenths or more, in the mean of the second half of every seed: {named(lambda run: mean(run, max) >= 0.9)}. "
+        f"No style has less than a tenth, in that mean: {named(lambda run: mean(run, min) >= 0.1)}."
     )
     commits = ", ".join(sorted({run["commit"][:10] for run in runs}))
     return "\n".join([intro, *lines_of(head, rows), "", follows, "", f"Runs at commit {commits}. {told(told_of)}"])
-
-
-def styled_model(base: Path, out: Path, texts: Sequence[str], steps: int) -> Path:
-    """The model after so many steps of maximum likelihood on texts of the three styles."""
-    rows = [{"id": f"text {i}", "prompt": PROMPTS[i % len(PROMPTS)], "completion": text} for i, text in enumerate(texts)]
-    if not (out / "model").exists():
-        rule = {"lr": 1e-3, "batch": 32, "micro_batch": 32, "steps": steps, "schedule": "linear", "save_every": 0}
-        preftune.train(str(base), "sft", rows, out=out, samples=0, progress=False, **rule)
-    return out / "model"

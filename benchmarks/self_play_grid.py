@@ -247,8 +247,8 @@ def grid_text(
         title="EGPO and its rivals on SmolLM2" if large else "EGPO and its rivals on a language model",
         model="SmolLM2-135M with fresh adapters" if large else "The small language model (0.9 M weights, all of them trained)",
         prompts=len(bed.prompts), tau=TAU, batch=batch, tokens=bed.policy.max_new_tokens, warm=bed.warm, rates=rates,
-        planes=JUDGING["planes"], pairs=PAIRS["train"], quality=quality_of(bed, quality, still[whole[0]], late), command=told_of["command"], steps=steps,
-        asked=MOST * batch * steps, seeds=len(whole),
+        planes=JUDGING["planes"], pairs=PAIRS["train"], quality=quality_of(bed, quality, still[whole[0]], late),
+        command=told_of["command"], steps=steps, asked=MOST * batch * steps, seeds=len(whole),
     )  # fmt: skip
     lines = [intro]
     if tuned is not None:
