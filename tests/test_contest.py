@@ -67,6 +67,11 @@ def longer() -> Longer:
     return Longer()
 
 
+def interrupted() -> Interrupted:
+    """For the command line."""
+    return Interrupted(1)
+
+
 def killed() -> Any:
     """For the command line: notes every row that it is asked about, and kills the process once, after more than twelve."""
 
@@ -395,3 +400,26 @@ def test_the_command_prints_tables_sentences_and_json(preftune: Run, models: dic
     assert code == 3 and "one is given twice" in complaint
     code, _, complaint = preftune(*given[:5], "--judge", "nobody")
     assert code == 3 and "nobody" in complaint
+
+
+def test_an_interrupted_command_says_that_it_can_go_on(preftune: Run, models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    given = ("arena", *models.values(), "--prompts", "prompts.jsonl", "--judge", "test_contest:interrupted", "--out", "out")
+    code, _, said = preftune(*given, "--max-new-tokens", "6", "--bootstrap", "20")
+    assert code == 130 and "the same command with the same --out goes on" in said
+    assert len(stored(tmp_path / "out", "answers.jsonl")) == 15
+
+
+def test_a_judge_with_another_fingerprint_needs_another_folder(models: dict[str, str], tmp_path: Path) -> None:
+    class Marked(Longer):
+        def __init__(self, mark: str) -> None:
+            super().__init__()
+            self.mark = mark
+
+        def fingerprint(self) -> str:
+            return self.mark
+
+    pair = [models["a"], models["b"]]
+    preftune.arena(pair, PROMPTS, Marked("one"), out=tmp_path / "out", **FEW)
+    with pytest.raises(PreftuneError, match="other judge_stamp"):
+        preftune.arena(pair, PROMPTS, Marked("two"), out=tmp_path / "out", **FEW)

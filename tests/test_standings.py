@@ -280,6 +280,8 @@ def test_a_model_that_says_the_same_throughout_stands_at_exactly_one_half() -> N
     beats = np.full((2, 2, 4, 1), np.nan)
     found = standings(verdicts(beats, equal=np.ones(beats.shape, bool)), draws=20)
     assert found.winrate[0][1] == (0.5, 0.5, 0.5) and found.controlled[0][1] == (0.5, 0.5, 0.5)
+    assert [place.lottery.value for place in found.board] == pytest.approx([0.5, 0.5])
+    assert any("one of several" in said for said in found.warnings)
 
 
 def test_a_model_that_never_lost_has_a_finite_elo_and_a_warning() -> None:
@@ -296,6 +298,15 @@ def test_models_that_no_comparison_joins_have_no_elo() -> None:
     found = standings(verdicts(beats), draws=20)
     assert all(place.elo is None for place in found.board) and found.test is None and found.winrate[0][2] is None
     assert sum("their win rate is unknown" in said for said in found.warnings) == 2
+
+
+def test_pairs_that_met_at_one_prompt_each_have_intervals_though_resamples_may_lack_them() -> None:
+    beats = np.full((3, 3, 3, 1), np.nan)
+    for prompt, (i, j) in enumerate(((0, 1), (1, 2), (0, 2))):
+        beats[i, j, prompt], beats[j, i, prompt] = 0.7, 0.3
+    found = standings(verdicts(beats), draws=100)
+    assert [place.name for place in found.board] == ["a", "b", "c"] and found.winrate[0][1] == pytest.approx((0.7, 0.7, 0.7))
+    assert all(place.elo is not None and np.isfinite(place.elo).all() for place in found.board)
 
 
 def test_one_prompt_gives_numbers_without_intervals() -> None:

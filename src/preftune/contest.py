@@ -38,7 +38,17 @@ from .types import Judge, Key, PreftuneError, Rows
 
 ANSWERED, JUDGED = 32, 64  # prompts and comparisons between two writes: what a kill loses
 SETTINGS, ANSWERS, VERDICTS, RESULT = "settings.json", "answers.jsonl", "verdicts.jsonl", "arena.json"
-SAME = ("models", "prompts", "judge", "samples", "decoding", "load", "max_prompt", "seed")  # what a contest that goes on may not change
+SAME = (
+    "models",
+    "prompts",
+    "judge",
+    "judge_stamp",
+    "samples",
+    "decoding",
+    "load",
+    "max_prompt",
+    "seed",
+)  # what a contest that goes on may not change
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ def arena(
     bootstrap   resamples of the prompts for intervals and the test of intransitivity; 0 leaves both out
 
     Writes settings.json, answers.jsonl, verdicts.jsonl, arena.json and report.html. The judge reads all answers and prompts through the
-    first model's tokenizer. A judge that is an object is known by its type alone: another one needs another folder.
+    first model's tokenizer. A judge that is an object is known by its type and, where it has one, by its fingerprint(): without, another
+    judge of that type needs another folder.
     """
     positive("samples", samples, "it is the number of answers to a prompt")
     not_negative("bootstrap", bootstrap, "it is the number of resamples")
@@ -111,6 +122,7 @@ def arena(
         "models": {name: {"source": _place(source), "stamp": stamp(source)} for name, source in sources.items()},
         "prompts": hashlib.blake2b(json.dumps([[r.id, r.prompt, r.system] for r in records]).encode(), digest_size=16).hexdigest(),
         "judge": judge if isinstance(judge, str) else type(judge).__name__,
+        "judge_stamp": stamp(judge),
         "samples": samples,
         "decoding": dict(decoding or {}),
         "load": dict(load or {}),
@@ -182,9 +194,9 @@ def _place(model: Any) -> str:
 
 
 def stamp(model: Any) -> str | None:
-    """What changes when the model does: sizes and times of its files, or the fingerprint of a policy; None for a hub id."""
+    """What changes when a model or judge does: sizes and times of its files, or an object's fingerprint(); None for any other name."""
     if not _is_name(model):
-        return str(model.fingerprint()) if hasattr(model, "fingerprint") else None
+        return str(model.fingerprint()) if callable(getattr(model, "fingerprint", None)) else None
     path = Path(model).expanduser()
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]

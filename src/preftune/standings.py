@@ -15,8 +15,17 @@ import numpy as np
 import torch
 
 from .evaluation import Interval
-from .exact.nash import nash
-from .exact.voting import ROUNDING, Intransitivity, bradley_terry_fit, components, condorcet_winner, intransitivity, undefeated
+from .exact.nash import nash, regularised_nash
+from .exact.voting import (
+    ROUNDING,
+    Intransitivity,
+    bradley_terry_fit,
+    components,
+    condorcet_winner,
+    intransitivity,
+    only_equilibrium,
+    undefeated,
+)
 from .types import Key, PreftuneError
 
 ELO = 400 / math.log(10)  #  points of a unit of log-odds
@@ -25,6 +34,7 @@ TIE = 0.5  #                 wins added to both sides of every pair where some m
 NUDGE = 1e-3  #              the same in resamples, which may hold such a model by chance
 RIDGE = 0.02  #              of the length model, on both coefficients; see `length_control`
 LEVEL = 0.95
+EVEN = 1e-4  #               pull to the uniform mixture that chooses among several equilibria, in win rate per nat
 CIRCULAR = 0.05  #           p-value below which circles are called more than noise
 MOST = 1 << 20  #            effective comparisons of a pair, at most
 GRID = 1 << 20  #            wins are rounded to this fraction, so that counts of both sides sum exactly
@@ -93,7 +103,12 @@ def sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def mean_by(weight: np.ndarray, total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Weighted means [R, ...] of sums and counts [..., B] under weights [R, B]; NaN where nothing is known."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.einsum("rb,...b->r...", weight, total) / np.einsum("rb,...b->r...", weight, count)
+        return weighted(weight, total) / weighted(weight, count)
+
+
+def weighted(weight: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Sums over prompts [R, ...] of totals [..., B] under weights [R, B]."""
+    return np.asarray(np.tensordot(weight, total, axes=(1, -1)))
 
 
 # --- length -----------------------------------------------------------------------------------------------------------------------
@@ -162,10 +177,10 @@ def strengths(wins: np.ndarray) -> tuple[np.ndarray, float]:
     None are added where the data's fit is finite; resamples are nudged by a thousandth, so that one without a defeat has a fit as well.
     """
     table = torch.from_numpy(wins)
-    met = (table + table.mT > 0).double()
+    met = (table[0] + table[0].mT > 0).double()
     added = TIE if undefeated(table[0]) else 0.0
-    first = bradley_terry_fit(table[0] + added * met[0])
-    rest = [bradley_terry_fit(table[1:] + max(added, NUDGE) * met[1:], first)] if len(table) > 1 else []
+    first = bradley_terry_fit(table[0] + added * met)
+    rest = [bradley_terry_fit(table[1:] + max(added, NUDGE) * met, first)] if len(table) > 1 else []
     return torch.cat([first[None], *rest]).numpy(), added
 
 
@@ -305,11 +320,11 @@ def standings(verdicts: Verdicts, *, draws: int = 1000, seed: int = 0) -> Standi
     wins, pairs = verdicts.wins, list(itertools.combinations(range(models), 2))
     total, count = sums(wins)
     if not count.any():
-        raise PreftuneError("the judge left every comparison open, needed at least one verdict; look at its answers and ask again")
+        raise PreftuneError("the judge left every comparison open, needed at least one verdict; see why, and ask again in a new folder")
     clusters = list(range(prompts) if verdicts.clusters is None else verdicts.clusters)
     weight = resamples(clusters, draws if len(set(clusters)) > 1 else 0, seed)
     rate = mean_by(weight, total, count)  # [R, M, M]
-    won = np.einsum("rb,ijb->rij", weight, total)
+    won = weighted(weight, total)
     controlled, effect, warnings = _controlled(verdicts, wins, weight, pairs)
     met = count.sum(-1)
     never = [f"{names[i]} and {names[j]}" for i, j in pairs if not met[i, j]]
@@ -325,6 +340,9 @@ def standings(verdicts: Verdicts, *, draws: int = 1000, seed: int = 0) -> Standi
             )
     P = torch.from_numpy(np.where(np.isnan(rate) | np.eye(models, dtype=bool), 0.5, rate))
     mixture = mixtures(P)
+    if not only_equilibrium(P[0], torch.from_numpy(mixture[0])):
+        mixture[0] = regularised_nash(P[0], torch.zeros(models, dtype=torch.float64), EVEN).exp().numpy()
+        warnings.append("the Nash mixture is one of several that none beats; this is nearly the most even of them")
     lengths, mean, fair = mean_by(weight, *sums(verdicts.length)), _average(rate), _average(controlled)
     test = circularity(verdicts, draws=draws, seed=seed)
     order = sorted(range(models), key=lambda i: -(mean[0, i] if points is None else points[0, i]))

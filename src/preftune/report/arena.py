@@ -100,6 +100,8 @@ def _leader(found: Result) -> list[tuple[str, bool]]:
     if entry is None:
         return [(f"{first['name']} leads, but no comparison with {second['name']} counts.", True)]
     interval = f" ({span(number(entry['low']), number(entry['high']), True)})" if entry["low"] is not None else ""
+    if abs(entry["value"] - 0.5) < NOTHING:
+        return [(f"{first['name']} and {second['name']} are level.", True)]
     met = f"{first['name']} leads; against {second['name']}, the next, it wins {show(entry['value'], True)}{interval}"
     if entry["low"] is None:
         return [(f"{met}.", False)]
