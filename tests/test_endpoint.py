@@ -145,6 +145,12 @@ def test_a_text_that_begins_with_a_letter_is_not_taken_for_that_verdict() -> Non
         assert pair(judge_at(server.url)) == 0.0
 
 
+@pytest.mark.parametrize("logprobs", [None, [], [1], {"content": None}, {"content": [{"token": "A"}]}, {"tokens": ["A"]}])
+def test_log_probabilities_of_another_form_are_left_alone(logprobs: Any) -> None:
+    with chat(lambda body, n: (200, {"choices": [{"message": {"content": "A"}, "logprobs": logprobs}]}, {})) as server:
+        assert pair(judge_at(server.url)) == 1.0
+
+
 def test_grades_become_probabilities_by_their_difference() -> None:
     grades = {"apple": "4", "pear": "2"}
     with chat(lambda body, n: said(next(g for text, g in grades.items() if text in body["messages"][0]["content"]))) as server:

@@ -192,7 +192,7 @@ def test_a_token_is_asked_for_and_compared(monkeypatch: pytest.MonkeyPatch) -> N
     with serving(Comparing(Longer())) as (url, _):
         rows = rows_of("one", "three")
         assert compared(resolve_judge(url), rows).shape == (2, 2, 2)
-        assert raw(url, b"{}") == (401, {"error": "the token is missing or wrong"})
+        assert raw(url, b"{}" + b" " * 1_000_000) == (401, {"error": "the token is missing or wrong"})
         monkeypatch.setenv("OTHER", "a wrong text")
         with pytest.raises(PreftuneError, match="refuses the key .401 .*OTHER is set") as error:
             resolve_judge(f"{url},token_env=OTHER")
@@ -231,6 +231,7 @@ def test_requests_that_cannot_be_meant_are_refused_in_json(body: bytes, status: 
         assert found[0] == status and said_so in found[1]["error"]
         assert raw(url, b"{}", Content_Type="text/plain")[0] == 415
         assert raw(url, b"{}", "/elsewhere")[0] == 404
+        assert raw(url, b"")[0] == 411
         assert raw(url, b"", method="DELETE")[0] == 501
         assert compared(resolve_judge(url), rows_of("one", "three")).shape == (2, 2, 2)  # it serves on
 

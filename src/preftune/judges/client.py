@@ -309,11 +309,12 @@ def seconds_of(header: str | None) -> float | None:
 
 
 def first_token(logprobs: Any) -> dict[str, float]:
-    """token -> log-probability of the first token's alternatives, itself among them; empty where the server gives none."""
-    content = (logprobs or {}).get("content") or []
-    if not content:
+    """token -> log-probability of the first token's alternatives, itself among them; empty where the server gives none in this form."""
+    try:
+        first = logprobs["content"][0]
+        return {str(one["token"]): float(one["logprob"]) for one in [first, *(first.get("top_logprobs") or [])]}
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         return {}
-    return {str(one["token"]): float(one["logprob"]) for one in [content[0], *(content[0].get("top_logprobs") or [])]}
 
 
 def each(call: Callable[[T, threading.Event], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:

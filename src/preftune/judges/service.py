@@ -140,10 +140,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """/health."""
+        self.unread = 0
         self.serve(self.health)
 
     def do_POST(self) -> None:
         """/prefer and /score."""
+        length = self.headers.get("Content-Length", "")
+        self.unread = int(length) if length.isdigit() else 0  # bytes of the request's body that were not read yet
         self.serve(self.judged)
 
     def serve(self, what: Any) -> None:
@@ -153,6 +156,7 @@ class Handler(BaseHTTPRequestHandler):
             status, told = 200, what()
         except Trouble as error:
             status, told = error.status, {"error": str(error)}
+            self.discard()
             self.close_connection = True
         except PreftuneError as error:  # the judge's own: its endpoint is down after all retries, its model cannot read this
             status, told = 422, {"error": str(error)}
@@ -200,25 +204,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def body(self) -> Any:
         """The request's JSON."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
-            raise Trouble(411, "a request needs its Content-Length")
-        if int(length) > self.server.limit:
-            self.discard(int(length))
+        length = self.unread
+        if not length:
+            raise Trouble(411, "a request needs a body and its Content-Length")
+        if length > self.server.limit:
             raise Trouble(413, f"the request has {length} bytes, more than {self.server.limit}")
         if self.headers.get_content_type() != "application/json":  # also what keeps a page in a browser from asking here
             raise Trouble(415, f"the request is {self.headers.get_content_type()}, not application/json")
-        content = self.rfile.read(int(length))
-        if len(content) < int(length):
+        content = self.rfile.read(length)
+        self.unread = 0
+        if len(content) < length:
             raise Trouble(400, f"the request has {len(content)} bytes of {length}")
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
             raise Trouble(400, "the request is no JSON") from None
 
-    def discard(self, length: int) -> None:
-        """Read what is too large, up to some limit: who is still sending hears no answer."""
-        left = min(length, 16 * self.server.limit)
+    def discard(self) -> None:
+        """Read the rest of a request that is not served, up to some size: who is still sending hears no answer."""
+        left = min(self.unread, 16 * self.server.limit)
         while left > 0 and (part := self.rfile.read(min(left, 1 << 16))):
             left -= len(part)
 
