@@ -280,14 +280,25 @@ def test_what_will_not_pass_fails_at_once_and_never_shows_the_key(answer: Any, s
     assert len(server.bodies) == 1 and "sk-secret" not in str(error.value)
 
 
-def test_one_refused_question_is_silent_and_refused_questions_alone_are_an_error() -> None:
+def test_a_refused_question_is_silent_and_warned_of_once() -> None:
     with chat(lambda body, n: refusal(400, "context too long") if "endless" in body["messages"][0]["content"] else said("A")) as server:
         judge, rows, others = judge_at(server.url), rows_of("apple", "endless"), rows_of("pear")
-        answers = judge.prefer(rows, rows.response, others.response, KEY).flatten()
+        with pytest.warns(UserWarning, match="400 context too long"):
+            answers = judge.prefer(rows, rows.response, others.response, KEY).flatten()
         assert answers[0] == 1.0 and answers[1].isnan()
-        assert judge.asker.answerer.silent == {"refused": 1, "no verdict": 0}
-        with pytest.raises(PreftuneError, match="400 context too long"):
-            judge.prefer(rows, rows.response.take(columns=[1]), others.response, KEY)
+        assert judge.prefer(rows, rows.response.take(columns=[1]), others.response, KEY).isnan().all()
+        assert judge.asker.answerer.silent == {"refused": 2, "no verdict": 0}
+
+
+def test_refusals_without_a_single_answer_are_an_error() -> None:
+    """The eighth shows that it is the settings: four questions twice."""
+    with chat(lambda body, n: refusal(400, "max_tokens is not supported")) as server:
+        judge = judge_at(server.url)
+        with pytest.warns(UserWarning, match="max_tokens is not supported"):
+            assert grid(judge).isnan().all()
+        with pytest.raises(PreftuneError, match="400 max_tokens is not supported"):
+            grid(judge)
+    assert len(server.bodies) == 8
 
 
 def test_a_server_without_log_probabilities_is_asked_without_them_from_then_on() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from .asking import Answer, Comparing, Grading, Question
 from .client import Bill, Client, Refused, each
 from .rubric import Mode, Rubric, digest, rubric_of
 
+MANY = 8  #  refused requests, and not one answered, by which we know that it is not the questions
 TOP = 20  # alternatives of the first token that are asked for, the most that OpenAI gives
 
 
@@ -52,8 +54,9 @@ class Endpoint:
         return self.client.bill
 
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
-        """P(the first is better), or the grade. Where every question of several was refused, the first refusal is raised."""
+        """P(the first is better), or the grade. The first refusal is warned of; `MANY` without any answer are an error."""
         refused: list[Refused] = []
+        missing = 0
 
         def ask(question: Question, stop: threading.Event) -> float:
             try:
@@ -63,11 +66,13 @@ class Endpoint:
                 return math.nan
 
         for at, value in each(ask, questions, self.concurrency):
-            self.silent["no verdict"] += math.isnan(value)
+            missing += math.isnan(value)
             if not math.isnan(value):
                 yield at, (value,)
-        self.silent.update({"refused": len(refused), "no verdict": -len(refused)})
-        if refused and len(refused) == len(questions):
+        if refused and not self.silent["refused"]:
+            warnings.warn(str(refused[0]), stacklevel=2)
+        self.silent.update({"refused": len(refused), "no verdict": missing - len(refused)})
+        if refused and self.silent["refused"] >= MANY and not self.bill.calls:
             raise refused[0]
 
     def judged(self, question: Question, stop: threading.Event) -> float:

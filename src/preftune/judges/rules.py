@@ -293,10 +293,8 @@ def tests(
         raise PreftuneError(
             "the judge tests runs code that a model wrote, needed your word that it may; give allow_code=true, in a container"
         )
-    if sys.platform == "win32":
-        raise PreftuneError(
-            "the judge tests was asked for on Windows, needed limits of time and memory on processes; run it on Linux or macOS"
-        )
+    if sys.platform != "linux":
+        raise PreftuneError(f"the judge tests was asked for on {sys.platform}, needed limits of time and memory as Linux has; run it there")
     if not (math.isfinite(seconds) and seconds > 0) or memory_mb < 64 or concurrency < 1:
         raise PreftuneError(
             f"seconds is {seconds}, memory_mb {memory_mb} and concurrency {concurrency}, needed seconds > 0, memory_mb >= 64 and "
