@@ -267,6 +267,15 @@ def test_a_file_that_was_altered_is_refused(tmp_path: Path) -> None:
         store.read(file, tiny_tokenizer())
 
 
+def test_a_run_of_a_model_without_a_name_asks_for_it(tmp_path: Path, world: Path, preftune: Run) -> None:
+    """As runs of policies that Python code made, before they have written their model."""
+    store.save(rows_by_hand(["good", "bad"], score=torch.tensor([[1.0, 0.0]])), store.path(tmp_path / "run" / "rounds", 0))
+    (tmp_path / "run" / "config.json").write_text('{"model": null}')
+    code, _, err = preftune("data", "show", "run")
+    assert code and "its tokenizer" in " ".join(err.split())
+    assert "good" in preftune("data", "show", "run", "--model", world / "model")[1]
+
+
 def test_empty_answers_are_left_out_and_counted(tmp_path: Path, world: Path, preftune: Run) -> None:
     """An answer that is an end of turn and nothing else cannot be a row of a data file."""
     rows = rows_by_hand(["good", "", "bad"], score=torch.tensor([[1.0, 5.0, 0.0]], dtype=torch.float64))

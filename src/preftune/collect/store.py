@@ -66,6 +66,10 @@ def read(file: Path, tokenizer: Any) -> Rows:
             return TableResponses(packed["index"], packed.get("law"))
         from ..policies.text.tokens import TextResponses
 
+        if tokenizer is None:
+            raise PreftuneError(
+                f"{file} holds tokens of a model that the run does not name, needed its tokenizer; name the model (--model)"
+            )
         return TextResponses.unpack(packed, tokenizer)
 
     return _load(file, unpack)
