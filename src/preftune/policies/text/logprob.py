@@ -34,8 +34,8 @@ from .sharding import Shards
 from .tokens import Pair, Prompt, Shifted, Tokens
 
 if TYPE_CHECKING:
-    from .lean import Attended
     from .decode import Shared
+    from .lean import Attended
 
 CHUNK = 1 << 24  # logits that a head which is not fused makes at a time: 64 MiB in float32
 PROBE = 24  #      tokens of the sequence that checks the cuts of a model
