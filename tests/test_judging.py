@@ -263,7 +263,7 @@ def bradley_terry(g: np.random.Generator, lists: int, k: int, spread: float) -> 
 def test_strengths_and_noise_are_seldom_called_circular(spread: float) -> None:
     """False alarms at p <= .05 in 60 simulated judges of 20 lists of four; measured on 150: .07 for coin flips, .04 for spread 1."""
     g = np.random.default_rng(2)
-    alarms = [circle_test([verdict_counts(verdicts(bradley_terry(g, 20, 4, spread), g))], KEY)[1] <= 0.05 for _ in range(60)]
+    alarms = [circle_test([verdict_counts(verdicts(bradley_terry(g, 20, 4, spread), g))], KEY)[2] <= 0.05 for _ in range(60)]
     assert sum(alarms) <= 8  # more than 8 of 60 happens once in 500 at a rate of .05
 
 
@@ -275,7 +275,7 @@ def cycle(sure: float) -> np.ndarray:
 def test_a_planted_cycle_is_found_nearly_always() -> None:
     """Power at p <= .05 with 20 lists of three, a step of the cycle won with .85: at least 18 of 20 simulated judges."""
     g = np.random.default_rng(3)
-    found = [circle_test([verdict_counts(verdicts(np.repeat(cycle(0.85)[None], 20, 0), g))], KEY)[1] <= 0.05 for _ in range(20)]
+    found = [circle_test([verdict_counts(verdicts(np.repeat(cycle(0.85)[None], 20, 0), g))], KEY)[2] <= 0.05 for _ in range(20)]
     assert sum(found) >= 18
 
 
@@ -307,7 +307,15 @@ def test_a_judge_with_a_scale_is_transitive_and_one_of_styles_is_not() -> None:
     assert (plain.circles, plain.p_circles, plain.unexplained, plain.p_additive) == (0, 1.0, 0.0, 1.0)
     assert (circular.lists, circular.triples, circular.circles, circular.share["value"]) == (12, 12, 12, 1.0)
     assert circular.unexplained == pytest.approx(1.0) and circular.noise == pytest.approx(0.0)
+    assert circular.verdicts == 12 > circular.expected
     assert circular.p_circles < 0.01 and (circular.p_additive or 1) < 0.01
+
+
+def test_a_judge_who_takes_the_first_has_no_verdict_to_make_circles_of() -> None:
+    """His two verdicts on a pair always split, though the means of both orders run in a circle by a hair."""
+    hair = lambda a, b: 0.9 + 0.05 * (cycle(0.8)[int(quality(a)) % 3, int(quality(b)) % 3] - 0.5)
+    found = checked(Comparer(hair), lists(k=3)).transitivity
+    assert found is not None and (found.circles, found.verdicts, found.p_circles) == (12, 0, 1.0)
 
 
 def test_lists_are_drawn_from_responses_to_one_prompt() -> None:

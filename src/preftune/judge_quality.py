@@ -81,11 +81,12 @@ class Transitivity:
     """Circles in lists of three and more responses; `circle_test` and `additive_test` say what the p-values are of."""
 
     lists: int
-    triples: int  #                    without a tie
-    circles: int
-    share: dict[str, float | None]  #  of the triples that are circles; coin flips make 1/4
-    expected: float  #                 circles on average of strengths and independent verdicts
-    p_circles: float  #                how often these make as many
+    triples: int  #                    without a tie, by the mean of both orders
+    circles: int  #                    of them
+    share: dict[str, float | None]  #  circles over triples; coin flips make 1/4
+    verdicts: int  #                   circles where both orders count as a verdict each, and a pair that they split is a tie
+    expected: float  #                 how many of these strengths and independent verdicts make on average
+    p_circles: float  #                how often they make as many
     unexplained: float | None  #       share of the squared log-odds that no strengths explain; None where the judge is sure of an answer
     noise: float | None  #             the same of what differs between the two orders
     p_additive: float | None  #        how often noise alone leaves as much unexplained
@@ -387,8 +388,8 @@ def verdict_counts(beats: Tensor) -> Tensor:
     return wins.masked_fill(torch.eye(beats.shape[-1], dtype=torch.bool), 0.0)
 
 
-def circle_test(wins: Sequence[Tensor], key: Key) -> tuple[float, float]:
-    """(circles on average, p) where every list has Bradley-Terry strengths and each verdict is drawn by itself.
+def circle_test(wins: Sequence[Tensor], key: Key) -> tuple[int, float, float]:
+    """(circles, circles on average, p) where every list has Bradley-Terry strengths and each verdict is drawn by itself.
 
     wins: lists [L, K, K] of equal K, as of `verdict_counts`. Strengths are fitted list by list, less the spread that estimation adds to
     them over all lists; p = (1 + draws with as many circles) / (1 + draws).
@@ -412,7 +413,7 @@ def circle_test(wins: Sequence[Tensor], key: Key) -> tuple[float, float]:
             again[..., i, j] = generator.binomial(2, chance, size=(len(some), *chance.shape))
             again[..., j, i] = 2 - again[..., i, j]
             drawn[some] += circles(torch.from_numpy(again) / 2)[0].sum(-1).numpy()
-    return float(drawn.mean()), (1 + int((drawn >= seen - ROUNDING).sum())) / (1 + DRAWS)
+    return round(seen), float(drawn.mean()), (1 + int((drawn >= seen - ROUNDING).sum())) / (1 + DRAWS)
 
 
 def _variances(wins: Tensor, v: Tensor) -> Tensor:
@@ -466,11 +467,11 @@ def transitivity_of(answers: Sequence[Answered], key: Key, resamples: int, seed:
     turns, triples = (torch.cat([found[part] for found in counted]).numpy() for part in (0, 1))
     clusters = clusters_of([answered.record for answered in ordered])
     share = intervals({"share": lambda w: (w @ turns) / (w @ triples)}, len(ordered), clusters, n=resamples, seed=seed)
-    expected, p_circles = circle_test([verdict_counts(b) for b in beats], key.fold("circles"))
+    tested = circle_test([verdict_counts(b) for b in beats], key.fold("circles"))
     sure = any(bool(((b <= 0) | (b >= 1)).any()) for b in beats)
     additive = (None, None, None) if sure else additive_test(beats, key.fold("additive"))
     decided, circular = (round(float(number.sum())) for number in (triples, turns))
-    return Transitivity(len(full), decided, circular, ready(share)["share"], expected, p_circles, *additive)
+    return Transitivity(len(full), decided, circular, ready(share)["share"], *tested, *additive)
 
 
 # --- the test -----------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def circles(t: Any) -> list[list[str]]:
     rows = [
         ["lists", str(t.lists), f"{t.triples} triples without a tie"],
         ["circular triples", str(t.circles), f"share {interval(t.share)}; coin flips 0.25"],
-        ["by chance", f"{t.expected:.3g}", f"of strengths and noise; as many with p = {t.p_circles:.3g}"],
+        ["by verdicts", str(t.verdicts), f"strengths and noise make {t.expected:.3g}; as many with p = {t.p_circles:.3g}"],
     ]
     if t.unexplained is not None:
         rows.append(["off the scale", f"{t.unexplained:.3g}", "of squared log-odds, which no strengths explain"])

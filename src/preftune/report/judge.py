@@ -104,7 +104,7 @@ def _circles(found: JudgeTest) -> str:
         ("Lists", str(t.lists)),
         ("Triples without a tie", str(t.triples)),
         ("Circular", f"{t.circles}<small>share {_value(t.share)}; coin flips 0.25</small>"),
-        ("Circles of strengths and chance", f"{t.expected:.3g}<small>as many with p = {t.p_circles:.3g}</small>"),
+        ("By verdicts", f"{t.verdicts}<small>strengths and noise make {t.expected:.3g}; as many with p = {t.p_circles:.3g}</small>"),
     ]
     if t.unexplained is not None:
         said = f"between the two orders {t.noise:.3g}; noise alone leaves as much with p = {t.p_additive:.3g}"
