@@ -48,6 +48,22 @@ class Arm:
     writes: int = 2  #  responses
 
 
+def chosen(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
+    """Those of these names, all without names."""
+    known = [arm.name for arm in arms]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise SystemExit(f"--methods has {', '.join(unknown)}, needed some of {', '.join(known)}; write them as the tables do")
+    return [arm for arm in arms if arm.name in (names or known)]
+
+
+def some_finished(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is a run of; a budget that allowed none is said so."""
+    if not any(found.values()):
+        raise SystemExit("no run is finished, needed one for a table; give more --budget")
+    return {name: runs for name, runs in found.items() if runs}
+
+
 # --- what all runs share ------------------------------------------------------------------------------------------------
 
 

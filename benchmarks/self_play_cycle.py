@@ -11,7 +11,22 @@ from typing import Any
 
 import numpy
 from section import told, write_section
-from self_play_bed import COLOURS, TINY_TEXTS, TRAINING, Arm, Bed, Kept, Line, lines_of, mean_of, panel, picture, tiny_model
+from self_play_bed import (
+    COLOURS,
+    TINY_TEXTS,
+    TRAINING,
+    Arm,
+    Bed,
+    Kept,
+    Line,
+    chosen,
+    lines_of,
+    mean_of,
+    panel,
+    picture,
+    some_finished,
+    tiny_model,
+)
 from small_model import PROMPTS, small_model
 from styles import OPENINGS, Circular, Fitted, equilibrium, exploited, sentences, shares
 
@@ -43,21 +58,17 @@ def iterative_dpo(beta: float = 0.1, responses: int = 2) -> Method:
     return Method(objective, among(responses=responses, label="sampled"), soft(1.0), plain, collect_every="round")
 
 
-def routes(steps: int, batch: int) -> dict[str, list[Arm]]:
-    """What is compared: routes over a reward model, or over labels that are read as rewards, and routes to the equilibrium."""
+def routes(steps: int, batch: int) -> list[Arm]:
+    """What is compared: three routes over a reward model, or over labels that are read as rewards, and three to the equilibrium."""
     rounds = {"prompts_per_round": REFIT * batch, "rounds": -(-steps // REFIT)}
-    return {
-        "Bradley-Terry": [
-            Arm("RLHF", "rloo", {"beta": PULL, "responses": 4}),
-            Arm("RLHF, refitted", "rloo", {"beta": PULL, "responses": 4}),
-            Arm("iterative DPO", iterative_dpo, {"beta": PULL, "responses": 4, **rounds}),
-        ],
-        "Nash": [
-            Arm("Online-IPO", "online-ipo", {"tau": PULL, "responses": 4}),
-            Arm("Nash-MD", "nash-md", {"tau": PULL, "pairs": "policy", "responses": 4, "opponents": 2}),
-            Arm("EGPO", "egpo", {"beta": PULL, "pairs": "policy", "responses": 4, "opponents": 2}),
-        ],
-    }
+    return [
+        Arm("RLHF", "rloo", {"beta": PULL, "responses": 4}),
+        Arm("RLHF, refitted", "rloo", {"beta": PULL, "responses": 4}),
+        Arm("iterative DPO", iterative_dpo, {"beta": PULL, "responses": 4, **rounds}),
+        Arm("Online-IPO", "online-ipo", {"tau": PULL, "responses": 4}),
+        Arm("Nash-MD", "nash-md", {"tau": PULL, "pairs": "policy", "responses": 4, "opponents": 2}),
+        Arm("EGPO", "egpo", {"beta": PULL, "pairs": "policy", "responses": 4, "opponents": 2}),
+    ]
 
 
 def circle_run(bed: Bed, arm: Arm, seed: int, marks: Sequence[int], win: float) -> dict[str, Any]:
@@ -96,12 +107,12 @@ def cycle(options: argparse.Namespace) -> None:
     first = shares(bed.look(bed.policy, Key.of(0).fold("start"))["texts"])
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
-        for arm in (arm for arms in routes(steps, rule["batch"]).values() for arm in arms if arm.name in (options.methods or [arm.name])):
+        for arm in chosen(routes(steps, rule["batch"]), options.methods):
             arm = Arm(arm.name, arm.method, {**arm.settings, "batch": rule["batch"]})
             settings = [asdict(arm), CIRCLE_RATE, steps, options.win, bed.samples]
             run = kept.run(f"{arm.name} win {options.win:g} seed {seed}", settings, partial(circle_run, bed, arm, seed, marks, options.win))
             found.setdefault(arm.name, []).extend([run] if run else [])
-    found = {name: runs for name, runs in found.items() if runs}
+    found = some_finished(found)
     text = cycle_text(bed, found, first, options, told_of)
     print(text)
     if options.picture:

@@ -19,6 +19,7 @@ from self_play_bed import (
     Arm,
     Bed,
     Kept,
+    chosen,
     interval,
     lines_of,
     mean_of,
@@ -26,6 +27,7 @@ from self_play_bed import (
     picture,
     review_bed,
     shown,
+    some_finished,
 )
 
 from preftune.types import Key
@@ -77,13 +79,13 @@ def frontier(options: argparse.Namespace) -> None:
     still = bed.look(bed.reference, Key.of(TUNING_SEED).fold("start"))["texts"]
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
-        for arm in contestants(batch, steps):
-            if arm.name in (options.methods or [arm.name]):
-                arm = Arm(arm.name, arm.method, {**arm.settings, "batch": batch})
-                settings = [asdict(arm), FRONTIER_RATE, marks, bed.settings()]
-                run = kept.run(f"{arm.name} seed {seed}", settings, partial(bed.run, arm, FRONTIER_RATE, seed, marks))
-                found.setdefault(arm.name, []).extend([run] if run else [])
-    curves = {name: [[of_look(bed, run["looks"][str(at)], still) for at in marks] for run in runs] for name, runs in found.items() if runs}
+        for arm in chosen(contestants(batch, steps), options.methods):
+            arm = Arm(arm.name, arm.method, {**arm.settings, "batch": batch})
+            settings = [asdict(arm), FRONTIER_RATE, marks, bed.settings()]
+            run = kept.run(f"{arm.name} seed {seed}", settings, partial(bed.run, arm, FRONTIER_RATE, seed, marks))
+            found.setdefault(arm.name, []).extend([run] if run else [])
+    found = some_finished(found)
+    curves = {name: [[of_look(bed, run["looks"][str(at)], still) for at in marks] for run in runs] for name, runs in found.items()}
     text = frontier_text(curves, found, marks, batch, told_of)
     print(text)
     if options.picture:

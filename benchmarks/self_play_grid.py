@@ -20,11 +20,13 @@ from self_play_bed import (
     AsReviews,
     Bed,
     Kept,
+    chosen,
     interval,
     lines_of,
     mean_of,
     review_bed,
     shown,
+    some_finished,
 )
 
 from preftune.cli.quickstart import fetch_model
@@ -110,8 +112,7 @@ def grid(options: argparse.Namespace) -> None:
     told_of = kept.conditions()
     bed, quality = (large_bed if large else review_bed)(options)
     steps, batch = options.steps or (2 if options.tiny else 8 if large else 24), 4 if large or options.tiny else TRAINING["batch"]
-    names = options.methods or (LARGE if large else [arm.name for arm in ARMS])
-    arms = [arm for arm in ARMS if arm.name in names]
+    arms = chosen(ARMS, options.methods or (LARGE if large else None))
     still = {seed: bed.look(bed.reference, Key.of(seed).fold("start"))["texts"] for seed in (TUNING_SEED, *options.seeds)}
     tuned = None if large else tune(bed, kept, arms, steps, batch, still[TUNING_SEED])
     runs: dict[str, dict[str, dict[int, Any]]] = {"updates": {}, "calls": {}}
@@ -228,7 +229,7 @@ def grid_text(
     bed: Bed, runs: Any, still: Mapping[int, Any], tuned: Any, quality: Mapping[str, Any], told_of: Any, batch: int, large: bool
 ) -> str:
     """The section, of the seeds that all methods have finished."""
-    first = next(iter(runs["updates"].values()))
+    first = next(iter(some_finished(runs["updates"]).values()))
     whole = sorted(set.intersection(*(set(by_seed) for by_seed in runs["updates"].values())))
     if not whole:
         raise SystemExit("no seed is finished with all methods, needed one for a table; give more --budget, what is done is kept")
