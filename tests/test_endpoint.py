@@ -75,6 +75,7 @@ def grid(judge: Any) -> torch.Tensor:
         ('{"reason": "A is short", "verdict": "B"}', 0.0),
         ("My answer is A.", 1.0),
         ("The answer is A good one", math.nan),
+        ("Answer: A concise one is better", math.nan),
         ("Response B is better. A lacks detail", math.nan),
         ("I prefer a", math.nan),
         ("", math.nan),
@@ -106,9 +107,9 @@ def test_a_grade_is_a_number_alone_or_marked_and_on_the_scale(text: str, value: 
 
 
 def test_log_probabilities_give_the_mean_over_the_verdicts() -> None:
-    """P(A) = .3 + .1 with a space, P(B) = .1: .4 / .5. Grades 2 and 4 at .2 and .6: (.4 + 2.4) / .8 = 3.5; 7 is no grade."""
+    """P(A) = .3 + .1 with a space, P(B) = .1 with its sign: .4 / .5. Grades 2 and 4 at .2 and .6: (.4 + 2.4) / .8 = 3.5; 7 is no grade."""
     value, mass = rubric_of("compare", None, None, None).weighed(
-        {"A": math.log(0.3), " A": math.log(0.1), "B": math.log(0.1), "The": math.log(0.5)}
+        {"A": math.log(0.3), " A": math.log(0.1), "ĠB": math.log(0.1), "The": math.log(0.5)}
     )
     assert (value, mass) == pytest.approx((0.8, 0.5))
     value, mass = rubric_of("grade", None, None, None).weighed({"2": math.log(0.2), "4": math.log(0.6), "7": math.log(0.2)})

@@ -79,12 +79,12 @@ RUBRICS: dict[str, tuple[Mode, str, tuple[int, int]]] = {  # name -> (mode, text
 REASONED = ("compare-reasoned", "additive")  # whose verdict comes at the end of a text
 PLACES: dict[Mode, tuple[str, ...]] = {"compare": ("prompt", "a", "b"), "grade": ("prompt", "response")}
 
+SPACES = " \t\nĠ▁"  # around a token; the last two stand for a space in what some servers show of a vocabulary
 BARE = " \t\n*_`'\".()[]{}:"  # what may stand around a verdict that stands alone
 SAID = "(?i:verdict|winner|better response|best response|choice|answer)"
-LETTER = re.compile(  # a colon announces a verdict; "is" does so at the end of a clause only: "the answer is A good one" says nothing
+LETTER = re.compile(  # not the article: "the answer is A good one" says nothing
     r"\[\[\s*(A|B|(?i:tie))\s*\]\]|"
-    rf"{SAID}\W{{0,3}}:\W{{0,5}}(?i:response\W{{1,3}})?(A|B|(?i:tie))\b|"
-    rf"{SAID}\W{{1,3}}is\W{{1,3}}(?i:response\W{{1,3}})?(A|B|(?i:tie))\b(?!\s+\w)"
+    rf"{SAID}(?:\W{{0,3}}:\W{{0,5}}|\W{{1,3}}is\W{{1,3}})(?i:response\W{{1,3}})?(A|B|(?i:tie))\b(?!\s+(?!(?:because|since|as|is)\b)[a-z])"
 )
 NUMBER = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]|(?i:score|grade|rating)[^\w-]{0,5}(?:(?:is|of)[^\w-]{1,3})?(-?\d+(?:\.\d+)?)(?!\d)")
 LETTERS = {"A": 1.0, "B": 0.0}
@@ -129,8 +129,9 @@ class Rubric:
         """
         mass = dict.fromkeys(self.values, 0.0)
         for token, value in logp.items():
-            if token.strip() in mass and not math.isnan(value):
-                mass[token.strip()] += math.exp(min(value, 0.0))
+            verdict = token.strip(SPACES)
+            if verdict in mass and not math.isnan(value):
+                mass[verdict] += math.exp(min(value, 0.0))
         total = sum(mass.values())
         if total <= 0 or total < least_mass:
             return math.nan, total
