@@ -83,12 +83,12 @@ def test_a_judge_of_shorter_answers_has_a_positive_phi() -> None:
 
 
 def test_at_equal_lengths_the_controlled_win_rate_is_the_plain_one() -> None:
-    """But for the ridge, which at 200 comparisons moves a log-odds of .85 by .01 * .85 / (200 * .21) = .0002."""
+    """But for the ridge, which at 200 comparisons moves a log-odds of .85 by .02 * .85 / (200 * .21) = .0004, a rate by .0001."""
     rng = np.random.default_rng(1)
     q = (rng.random((200, 1)) < 0.7).astype(float)
     found = standings(judged(q, 1 - q), draws=0)
     plain, fair = found.winrate[0][1], found.controlled[0][1]
-    assert plain is not None and fair is not None and fair.value == pytest.approx(plain.value, abs=1e-4)
+    assert plain is not None and fair is not None and fair.value == pytest.approx(plain.value, abs=2e-4)
 
 
 def test_the_fit_is_where_the_gradient_vanishes() -> None:
@@ -236,6 +236,7 @@ def test_independent_comparisons_are_worth_their_number_alike_ones_less_and_prob
     _, single = effective(hard, np.ones(400), range(400))
     _, alike = effective(4 * hard, np.full(400, 4.0), range(400))
     _, soft = effective(0.5 + 0.2 * (hard - 0.5), np.ones(400), range(400))
+    assert effective(np.full(30, 0.5), np.ones(30), range(30)) == (15.5, 31)  # ties throughout, and the prompt that is added
     assert single == pytest.approx(400, rel=0.02) and alike == pytest.approx(400, rel=0.02) and soft > 5000
 
 

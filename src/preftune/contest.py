@@ -38,17 +38,8 @@ from .types import Judge, Key, PreftuneError, Rows
 
 ANSWERED, JUDGED = 32, 64  # prompts and comparisons between two writes: what a kill loses
 SETTINGS, ANSWERS, VERDICTS, RESULT = "settings.json", "answers.jsonl", "verdicts.jsonl", "arena.json"
-SAME = (
-    "models",
-    "prompts",
-    "judge",
-    "judge_stamp",
-    "samples",
-    "decoding",
-    "load",
-    "max_prompt",
-    "seed",
-)  # what a contest that goes on may not change
+# what a contest that goes on may not change
+SAME = ("models", "prompts", "judge", "judge_stamp", "samples", "decoding", "load", "max_prompt", "seed")
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Arena:
     judge: str
     judge_calls: int  #                   comparisons asked, both orders counted, those of an interrupted contest too
     seconds: dict[str, float]  #          sampling, judging
-    overlap: dict[str, Any]  #            prompts that were trained on: seen, left_out, by source
+    overlap: dict[str, Any]  #            prompts that were trained on: rows, left_out, by_source
     settings: dict[str, Any] = field(repr=False)
     notes: list[str] = field(repr=False)
 

@@ -37,6 +37,7 @@ LEVEL = 0.95
 EVEN = 1e-4  #               pull to the uniform mixture that chooses among several equilibria, in win rate per nat
 CIRCULAR = 0.05  #           p-value below which circles are called more than noise
 MOST = 1 << 20  #            effective comparisons of a pair, at most
+SAME = 1e-12  #              of the largest variance: below it is rounding
 GRID = 1 << 20  #            wins are rounded to this fraction, so that counts of both sides sum exactly
 
 
@@ -137,7 +138,7 @@ def length_control(
     Limits  model and baseline swapped: won -> 1 - won, d -> -d, theta changes its sign, phi stays. d = 0 everywhere: phi is 0 and
             sigmoid(theta) the plain win rate, but for the ridge
     Not     the published fit, which takes an L1 penalty by cross-validation, a difficulty of every prompt that was fitted on its
-            leaderboard, and two gamed baselines. Here ridge / 2 (theta^2 + phi^2), as much as .04 of a tie, keeps finite what sure
+            leaderboard, and two gamed baselines. Here ridge / 2 (theta^2 + phi^2), as much as .08 of a tie, keeps finite what sure
             verdicts leave without a maximum. Where one model is the longer one throughout, its length and its merit cannot be told
             apart, and theta is an extrapolation
     Source  arXiv:2404.04475 and its code, the variant without difficulty
@@ -214,7 +215,7 @@ def effective(total: np.ndarray, count: np.ndarray, clusters: Sequence[Hashable]
     q, m = np.append(q, m.mean() / 2), np.append(m, m.mean())
     p = q.sum() / m.sum()
     variance = ((q - p * m) ** 2).sum() / m.sum() ** 2 * len(m) / (len(m) - 1)
-    N = min(MOST, max(1, round(p * (1 - p) / variance))) if variance > 0 else 1
+    N = min(MOST, max(1, round(p * (1 - p) / variance if variance > SAME * p * (1 - p) else m.sum())))  # ties throughout: their number
     return round(p * N * GRID) / GRID, float(N)
 
 
