@@ -229,6 +229,15 @@ def answers(row: dict[str, Any]) -> list[str]:
     return [text if isinstance(text, str) else text[0]["content"] for text in found]
 
 
+def test_a_file_in_which_one_prompt_is_a_chat_has_chats_alone_in_trl(tmp_path: Path, world: Path, preftune: Run) -> None:
+    """As Arrow wants it, which TRL reads by."""
+    from datasets import load_dataset
+
+    preftune("data", "export", world / "prompts.jsonl", "trl.jsonl", "--format", "trl")
+    read = load_dataset("json", data_files=str(tmp_path / "trl.jsonl"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [turn["role"] for turn in read[0]["prompt"]] == ["user"] and len(read[1]["prompt"]) == 3 and len(read) == 4
+
+
 def test_ties_and_rows_without_an_order_are_counted_and_kinds_are_not_mixed() -> None:
     counts: Counter[str] = Counter()
     given = [

@@ -210,7 +210,7 @@ def export(source: str, out: Path | None, form: Form, which: int | None, model: 
     """Write a run's rows, or a data file, as rows that --data reads or as TRL's."""
     from ..data import load
     from ..data.columns import to_row
-    from ..data.export import trl
+    from ..data.export import spoken, trl
 
     counts: Counter[str] = Counter()
     shelf = shelf_of(source)
@@ -218,10 +218,11 @@ def export(source: str, out: Path | None, form: Form, which: int | None, model: 
         found = load(source, **how)
         out, voice = writable(out, "export", found.formats), tokenizer(model) if model else None
         some: Iterable[Record] = found
+        chat = form == "trl" and any(map(spoken, found))  # a column of TRL's is of one type
     else:
         out, voice = writable(out, "export", ()), words(Path(source), model)
-        some = stored(shelf, which, voice, counts)
-    chat = bool(getattr(voice, "chat_template", None))
+        some, chat = stored(shelf, which, voice, counts), False
+    chat = chat or bool(getattr(voice, "chat_template", None))
     made = map(to_row, some) if form == "preftune" else trl(some, counts, chat=chat)
     written = write(made, out, f"{source}: found no row to write, needed rows with responses that are not all alike; see data show")
     told = {name: count for name, count in counts.items() if count}
