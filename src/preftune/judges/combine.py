@@ -34,28 +34,30 @@ class BothOrders:
 
 
 class Panel:
-    """Several judges asked alike, their answers put together by `together`, a function of [J, B, K, M] answers and [J] weights. `how`: the
-    same in words."""
+    """Several judges asked alike, their answers put together by `together`, a function of [J, B, K, M] answers and [J] weights.
+
+    how     the same in words
+    scores  the mean of the judges' scores is its score, where all have some: on one scale, which is for the user to see to
+    """
 
     def __init__(
-        self, judges: Sequence[Judge], weights: Sequence[float] | None, together: Callable[[Tensor, Tensor], Tensor], how: str
+        self,
+        judges: Sequence[Judge],
+        weights: Sequence[float] | None,
+        together: Callable[[Tensor, Tensor], Tensor],
+        how: str,
+        *,
+        scores: bool = False,
     ) -> None:
         self.judges, self.together, self.how = list(judges), together, how
         self.weights = checked(weights if weights is not None else [1.0] * len(self.judges), len(self.judges))
+        if scores and all(hasattr(judge, "score") for judge in self.judges):
+            self.score = self.scored
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
         """float64 P(a beats b) [B, K, M]; every judge has a key of its own."""
         asked = [judge.prefer(rows, a, b, key.fold(i)).double().cpu() for i, judge in enumerate(self.judges)]
         return self.together(torch.stack(asked), self.weights)
-
-
-class MeanPanel(Panel):
-    """A panel that also has the mean of its judges' scores, where all have some: on one scale, which is for the user to see to."""
-
-    def __init__(self, judges: Sequence[Judge], weights: Sequence[float] | None) -> None:
-        super().__init__(judges, weights, mean_of, "mean")
-        if all(hasattr(judge, "score") for judge in self.judges):
-            self.score = self.scored
 
     def scored(self, rows: Rows, y: Any, key: Key) -> Tensor:
         """float64 [B, K]."""
@@ -118,9 +120,9 @@ def both_orders(judge: Judge) -> BothOrders:
     return BothOrders(judge)
 
 
-def mean(judges: Sequence[Judge], weights: Sequence[float] | None = None) -> MeanPanel:
+def mean(judges: Sequence[Judge], weights: Sequence[float] | None = None) -> Panel:
     """The weighted mean of the judges' probabilities, and of their scores where all have some. Who gives no answer is left out."""
-    return MeanPanel(judges, weights)
+    return Panel(judges, weights, mean_of, "mean", scores=True)
 
 
 def vote(judges: Sequence[Judge], weights: Sequence[float] | None = None) -> Panel:
