@@ -9,6 +9,7 @@ from preftune import methods
 SHIPPED = {
     "reward-model": Facts(methods.reward_model(), apart=False, shift=True),
     "reward-model centred": Facts(methods.reward_model(centring=0.01), apart=False, shift=True),
+    "reward-model with margins": Facts(methods.reward_model(margin="subtract"), apart=False, shift=True),
     "general-preference": Facts(methods.general_preference(), apart=False, shift=True),
     "general-preference gated": Facts(methods.general_preference(gated=True), apart=False, shift=True),
     "pairwise-preference": Facts(methods.pairwise_preference(), apart=False, shift=True),

@@ -105,6 +105,13 @@ def test_a_margin_of_zero_and_a_scale_of_one_are_plain() -> None:
     close(bradley_terry(judged(reward=r, extra={"margin": torch.full((20,), 9.0)})).row, plain)  # not read unless asked for
 
 
+def test_a_margin_may_be_the_difference_of_what_two_responses_have() -> None:
+    r, marks = normal(20, 2, 1), normal(20, 2)
+    for margin, of_row in (("subtract", marks[:, 0] - marks[:, 1]), ("scale", (marks[:, 0] - marks[:, 1]).abs())):
+        loss = partial(bradley_terry, margin=margin)
+        close(loss(judged(reward=r, extra={"margin": marks})).row, loss(judged(reward=r, extra={"margin": of_row})).row)
+
+
 def test_a_sure_soft_label_of_the_other_order_is_that_order() -> None:
     r = normal(20, 2, 1)
     close(bradley_terry(judged(reward=r, prefer=torch.zeros(20))).row, bradley_terry(judged(reward=r.flip(1))).row)

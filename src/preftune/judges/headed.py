@@ -50,6 +50,8 @@ class Headed:
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """[size] numbers for each question; prompts and responses are never cut."""
+        if not questions:
+            return
         rows = encoded(self.policy, questions, self.name)
         for part in consecutive(self.policy.tokens(rows), AT_ONCE):
             scored = self.policy.score_heads(rows.take(part))
@@ -112,12 +114,13 @@ class Member:
         return found.reshape(*y.shape, self.draws, -1).permute(2, 0, 1, 3)
 
     def compare(self, rows: Rows, a: Any, b: Any) -> Tensor:
-        """float64 [draws, B, K, M]: the logit that the first shown of a comparison wins, a shown first."""
+        """float64 [draws, B, K, M]: the logit that the first shown of a comparison wins, a shown first; 0 for equal texts, unasked."""
         prompts, first = texts(rows, a)
-        second = b.show()
-        pairs = zip(prompts, first, second, strict=True)
-        questions = [Question(prompt, (x, y)) for prompt, xs, ys in pairs for x in xs for y in ys]
-        found = self.asker.ask(questions, self.size).double()
+        pairs = zip(prompts, first, b.show(), strict=True)
+        asked = [Question(prompt, (x, y)) for prompt, xs, ys in pairs for x in xs for y in ys]
+        differ = torch.tensor([len(set(one.responses)) == 2 for one in asked], dtype=torch.bool)
+        found = torch.zeros(len(asked), self.draws, dtype=torch.float64)
+        found[differ] = self.asker.ask([one for one in asked if len(set(one.responses)) == 2], self.size).double()
         return found.reshape(len(rows), a.shape[1], b.shape[1], self.draws).permute(3, 0, 1, 2)
 
 

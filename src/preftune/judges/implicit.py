@@ -29,6 +29,8 @@ class LogRatios:
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Two numbers for each question; prompts and responses are never cut."""
+        if not questions:
+            return
         rows = encoded(self.policy, questions, self.name)
         for part in consecutive(self.policy.tokens(rows), AT_ONCE):
             some = rows.take(part)

@@ -20,8 +20,8 @@ from .pairwise import cross_entropy
 Margin = Literal["none", "subtract", "scale"]
 MARGINS: dict[str, Callable[[Scored], tuple[Tensor | float, Tensor | float]]] = {  # taken off the gap, and the loss's factor
     "none": lambda s: (0.0, 1.0),
-    "subtract": lambda s: (extra(s, "margin"), 1.0),
-    "scale": lambda s: (0.0, extra(s, "margin")),
+    "subtract": lambda s: (strength(s), 1.0),
+    "scale": lambda s: (0.0, strength(s).abs()),
 }
 Form = Literal["pairs", "plackett_luce"]
 FORMS: dict[str, Callable[[Graded], Tensor]] = {"pairs": lambda x: x.over_pairs(-logsigmoid(x.gap), "mean"), "plackett_luce": plackett_luce}
@@ -47,6 +47,12 @@ def extra(s: Scored, name: str, *, whole: bool = True) -> Tensor:
     return label
 
 
+def strength(s: Scored) -> Tensor:
+    """The label margin [B]: a number for the row, or the difference of the numbers that its two responses have."""
+    m = extra(s, "margin").to(s.heads["reward"].dtype)
+    return m if m.ndim == 1 else m[:, 0] - m[:, 1]
+
+
 def judged(z: Tensor) -> dict[str, Tensor]:
     """The judge's P(column 0 beats column 1), and whether it agrees with the order; a tie is half right."""
     z = z.detach()
@@ -60,7 +66,7 @@ def bradley_terry(s: Scored, *, margin: Margin = "none", label_smoothing: float 
     loss = -(1-e) logsigmoid(z) - e logsigmoid(-z) + c (r0 + r1)^2,   z = r0 - r1,   c = centring
 
     Reads   heads["reward"] [B, K, 1]; label margin m [B] (strength of the preference, or the mean margin of several reward
-            models) under margin="subtract": z = r0 - r1 - m, and "scale": m times the logistic part
+            models), or [B, K], whose difference is m; under margin="subtract": z = r0 - r1 - m, and "scale": |m| times the logistic part
     Limits  r + f(prompt) has the same loss except for the centring, which draws the mean reward of a pair to 0. On cyclic
             preferences nothing is better than equal rewards, ln 2: see `general_preference`. Large margins rule the batch
     Source  arXiv:2203.02155 eq. 1; subtract: arXiv:2307.09288 eq. 2, arXiv:2401.06080; scale: arXiv:2410.01257;
