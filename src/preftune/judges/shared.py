@@ -41,10 +41,13 @@ class SharedJudge:
 
 def askers(judge: Any) -> list[Any]:
     """The askers of a judge and of all judges inside it, each once: they count what was asked, known and silent."""
-    found, open_ = dict[int, Any](), [judge]
+    found, seen, open_ = dict[int, Any](), set[int](), [judge]
     while open_:
         one = open_.pop()
-        if (own := getattr(one, "asker", None)) is not None:
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if hasattr(own := getattr(one, "asker", None), "asked"):
             found[id(own)] = own
         for name in INSIDE:
             inner = getattr(one, name, ())
