@@ -59,6 +59,7 @@ REFUSED: dict[str, Refusal] = {
     "rso: an odd one has no neighbour": (lambda: methods.rso(responses=5), "an even number of responses where neighbours make pairs"),
     "rso: no slope": (lambda: methods.rso(gamma=0.0), "gamma is 0.0, needed a finite number above 0"),
     "rso: nothing to resample by": (lambda: methods.rso(beta=0.0), "beta is 0.0, needed a number above 0, or inf"),
+    "rso: a bound beyond one half": (lambda: methods.rso(eps=0.5), "eps is 0.5, needed 0 <= eps < 0.5"),
     "rso: another way to draw": (lambda: methods.rso(draws="iid"), "draws is 'iid', needed one of without_replacement, independent"),
     "rso: another pairing": (lambda: methods.rso(pairing="tournament"), "pairing is 'tournament', needed one of first_round, all"),
     "rso: another label": (lambda: methods.rso(label="hard"), "label is 'hard' and reward None, needed one of threshold, sampled, soft"),

@@ -115,6 +115,8 @@ def test_a_judge_that_is_sure_has_no_log_odds() -> None:
     P = torch.tensor([[0.5, 1.0], [0.0, 0.5]], dtype=torch.float64)
     with pytest.raises(PreftuneError, match="sure of an answer for rows .'row 0'., needed probabilities between 0 and 1"):
         resampled(context(torch.zeros(2), PreferenceTable(P)), candidates=16, responses=2)
+    rows = resampled(context(torch.zeros(2), PreferenceTable(P), n=40), candidates=16, responses=2, beta=5.0, eps=0.01, label="soft")
+    assert {tuple(pair) for pair in rows.response.index.tolist()} == {(0, 0), (0, 1), (1, 1)}
 
 
 def test_a_pair_of_an_enumerated_law_weighs_what_two_draws_of_the_sought_law_make_of_it() -> None:

@@ -257,6 +257,8 @@ def test_ties_and_rows_without_an_order_are_counted_and_kinds_are_not_mixed() ->
         (("show", "{world}/model"), "keeps no rows"),
         (("show", "{world}/sppo", "x.jsonl"), "was given a second file"),
         (("show", "{world}/prompts.jsonl", "--rows", 0), "--rows is 0"),
+        (("show", "{world}/prompts.jsonl", "--round", 0), "--round was given for"),
+        (("show", "{world}/prompts.jsonl", "--model", "{world}/model"), "--model was given for"),
         (("export", "{world}/sppo"), "was given no file to write"),
         (("export", "{world}/prompts.jsonl", "{world}/prompts.jsonl"), "a file that is read"),
         (("export", "{world}/sppo", "{world}"), "a folder"),
@@ -316,6 +318,18 @@ def test_steps_keep_every_draw_and_a_resumed_run_keeps_those_of_the_undisturbed_
     whole, parts = ({file.name: file.read_bytes() for file in (tmp_path / run / "rows").iterdir()} for run in ("whole", "parts"))
     assert sorted(whole) == [f"step-00000{step}-{draw}.pt" for step in range(4) for draw in (0, 1)]
     assert whole == parts
+
+
+def test_files_of_a_shelf_are_in_the_order_in_which_they_were_drawn(tmp_path: Path) -> None:
+    for step, draw in ((12, 0), (3, 10), (3, 9), (3, 0)):
+        store.step_path(tmp_path, step, draw).touch()
+    (tmp_path / "other.pt").touch()
+    assert [(step, [int(file.stem[-2:].strip("-")) for file in files]) for step, files in store.files(tmp_path).items()] == [
+        (3, [0, 9, 10]),
+        (12, [0]),
+    ]
+    store.forget_steps(tmp_path, since=4)
+    assert list(store.files(tmp_path)) == [3]
 
 
 def test_without_being_asked_steps_keep_nothing(world: Path, tmp_path: Path) -> None:

@@ -35,7 +35,11 @@ def data(
     out: Annotated[Path | None, typer.Argument(help="goals, export: the JSONL file to write.")] = None,
     test: Annotated[str | None, typer.Option(help="Held-out data: how much of them is in the data as well.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model whose tokenizer counts the lengths in tokens. show, export: reads a run's rows back.")
+        str | None,
+        typer.Option(
+            help="A model whose tokenizer counts the lengths in tokens. show, export: reads a run's rows back; "
+            "export --format trl: chats where it has a chat template."
+        ),
     ] = None,
     max_prompt: Annotated[int | None, typer.Option(help="With --model: count the prompts longer than this.")] = None,
     max_response: Annotated[int | None, typer.Option(help="With --model: count the responses longer than this.")] = None,
@@ -94,10 +98,12 @@ def tokenizer(model: str) -> object:
 # --- rows ---------------------------------------------------------------------------------------------------------------
 
 
-def shelf_of(source: str) -> Path | None:
-    """Where a run's folder keeps rows; None where the source is no run's folder."""
+def shelf_of(source: str, which: int | None) -> Path | None:
+    """Where a run's folder keeps rows; None where the source is no run's folder, of which no round can be asked."""
     folder = Path(source)
     if not folder.is_dir() or not (folder / "config.json").is_file():
+        if which is not None:
+            raise PreftuneError(f"--round was given for {source}, which is no run's folder, needed one; leave --round out for a data file")
         return None
     for name in ("rounds", "rows"):
         if any((folder / name).glob("*.pt")):
@@ -140,8 +146,10 @@ def show(source: str, rows: int, which: int | None, model: str | None, how: dict
 
     if rows < 1:
         raise PreftuneError(f"--rows is {rows}, needed 1 or more: how many rows are shown")
-    shelf = shelf_of(source)
+    shelf = shelf_of(source, which)
     if shelf is None:
+        if model is not None:
+            raise PreftuneError(f"--model was given for {source}, whose texts need none, needed a run's folder; leave --model out")
         from ..data import load
 
         found = load(source, **how)
@@ -213,7 +221,7 @@ def export(source: str, out: Path | None, form: Form, which: int | None, model: 
     from ..data.export import spoken, trl
 
     counts: Counter[str] = Counter()
-    shelf = shelf_of(source)
+    shelf = shelf_of(source, which)
     if shelf is None:
         found = load(source, **how)
         out, voice = writable(out, "export", found.formats), tokenizer(model) if model else None

@@ -67,18 +67,22 @@ PAIRINGS = {
 }
 
 
-def log_odds(ctx: Context, sampler: Policy, y: Any) -> Tensor:
-    """r [B, N] = logit P(y beats y_b), asked in both orders, y_b one more response of the sampler; its mean over a law that is known."""
+def log_odds(ctx: Context, sampler: Policy, y: Any, eps: float = 0.0) -> Tensor:
+    """r [B, N] = logit P(y beats y_b), asked in both orders, y_b one more response of the sampler; its mean over a law that is known.
+
+    eps keeps P within [eps, 1 - eps]; 0 leaves it as it is and refuses a judge that is sure.
+    """
     base = sampler.sample(ctx.feed, 1, ctx.key.fold("baseline"))
     first = preferences(ctx.judge, ctx.feed, y, base, ctx.key.fold("reward"))
     second = 1 - preferences(ctx.judge, ctx.feed, base, y, ctx.key.fold("reward")).mT
-    reward = average(torch.logit(((first + second) / 2).double().cpu()), base.law)
+    p = ((first + second) / 2).double().cpu()
+    reward = average(torch.logit(p.clamp(eps, 1 - eps) if eps else p), base.law)
     odd = reward.isinf().any(1)
     if odd.any():
         ids = [ctx.feed.id[i] for i in odd.nonzero().flatten().tolist()]
         raise PreftuneError(
             f"the judge is sure of an answer for rows {ids[:10]}, needed probabilities between 0 and 1: rewards are their log-odds; "
-            "temper the judge, or give one with scores"
+            "set eps=0.01 to bound them, or give a judge with scores"
         )
     return reward
 
@@ -119,10 +123,12 @@ def resampled(
     pairing: Pairing = "first_round",
     label: Label = "threshold",
     reward: Odds | None = None,
+    eps: float = 0.0,
 ) -> Rows:
     """Ranked pairs of `responses` out of `candidates` of the role `sampler`, as a policy sampler * exp(r / beta) / Z would have drawn them.
 
     reward   "score": the judge's; "log_odds": logit P(y beats y_b) against one more draw of the sampler; None: scores where there are any
+    eps      bounds the probabilities that log-odds are taken of, see `log_odds`
     pairing  "first_round": neighbours; "all": everyone with everyone
     label    "threshold": the likelier wins, equals make no pair; "sampled": a winner drawn with the judge's probability; "soft": `prefer`
              holds that probability
@@ -132,7 +138,7 @@ def resampled(
     first = ctx.roles[sampler]
     y = first.sample(ctx.feed, candidates, ctx.key.fold("candidates"))
     if reward == "log_odds" or (reward is None and not has_scores(ctx.judge)):
-        r = log_odds(ctx, first, y)
+        r = log_odds(ctx, first, y, eps)
     else:
         r = grades(ctx.judge, ctx.feed, y, ctx.key.fold("reward"), reward="score", itself=True).double().cpu()
     ctx, y, r = heard(ctx, y, r)
@@ -165,6 +171,7 @@ def by_rejection(
     pairing: Pairing,
     label: Label,
     reward: Odds | None,
+    eps: float,
 ) -> Collect:
     """`resampled` with its arguments checked when a method is composed."""
     if not candidates >= responses >= 2 or (pairing == "first_round" and responses % 2):
@@ -174,6 +181,8 @@ def by_rejection(
         )
     if not beta > 0:
         raise PreftuneError(f"beta is {beta}, needed a number above 0, or inf: rewards are divided by it; the authors take 0.5")
+    if not 0 <= eps < 0.5:
+        raise PreftuneError(f"eps is {eps}, needed 0 <= eps < 0.5: how near 0 and 1 a probability counts; 0 refuses a judge that is sure")
     one_of("draws", draws, DRAWS, ": how candidates are drawn again")
     one_of("pairing", pairing, PAIRINGS, ": which of them meet")
     if label not in get_args(Label) or reward not in (*get_args(Odds), None):
@@ -191,6 +200,7 @@ def by_rejection(
         pairing=pairing,
         label=label,
         reward=reward,
+        eps=eps,
     )
 
 

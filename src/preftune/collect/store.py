@@ -30,10 +30,11 @@ def step_path(shelf: Path, step: int, draw: int) -> Path:
 def files(shelf: Path) -> dict[int, list[Path]]:
     """What is on a shelf, by round or step: one file for a round, one for each draw of a step."""
     found: dict[int, list[Path]] = {}
-    for file in sorted(shelf.glob("*.pt")):
-        if named := re.fullmatch(r"(?:round-(\d{4,})|step-(\d{6,})-\d+)\.pt", file.name):
-            found.setdefault(int(named[1] or named[2]), []).append(file)
-    return dict(sorted(found.items()))
+    for file in shelf.glob("*.pt"):
+        if re.fullmatch(r"round-\d{4,}|step-\d{6,}-\d+", file.stem):
+            found.setdefault(int(file.stem.split("-")[1]), []).append(file)
+    draw = lambda file: int(file.stem.split("-")[-1])  # the tenth after the ninth
+    return {number: sorted(found[number], key=draw) for number in sorted(found)}
 
 
 def save(rows: Rows, file: Path) -> None:

@@ -11,6 +11,7 @@ from ..types import PreftuneError, Rows
 from .columns import Dropped, Record, convert
 
 Seen = dict[str, Any]  # one row: id, prompt, responses with what is known of each, what is known of all
+MANY = 16  # numbers of a label that one method alone reads; more are not shown
 EACH = ("score", "winrate", "desirable", "law")  # labels [B, K]
 
 
@@ -48,7 +49,7 @@ def seen(rows: Rows) -> list[Seen]:
         row: Seen = {"id": name, "prompt": said(rows.prompt[b]), "responses": answers}
         row |= {label: value[b].tolist() for label in ("prefer", "beats") if (value := getattr(rows, label)) is not None}
         row |= {} if rows.weight is None or rows.weight[b] == 1 else {"weight": rows.weight[b].item()}
-        row |= {label: value[b].tolist() for label, value in rows.extra.items() if value.ndim <= 3 and value[b].numel() <= 64}
+        row |= {label: value[b].tolist() for label, value in rows.extra.items() if value[b].numel() <= MANY}
         found.append(row | ({"ranked": True} if rows.ranked else {}))
     return found
 
@@ -80,6 +81,7 @@ def records(rows: Rows, number: int, counts: Counter[str]) -> Iterator[Record]:
     if rows.prompts is not None:
         raise PreftuneError("the responses of these rows answer prompts of their own, needed one prompt a row; they cannot be exported")
     end = end_of_turn(rows.response.tokenizer)
+    found: list[tuple[Record, int, list[int]]] = []  # with its row and where its responses stand there
     for b, row in enumerate(seen(rows)):
         answers = [answer for answer in row["responses"] if answer["text"].strip()]
         counts["empty response"] += len(row["responses"]) - len(answers)
@@ -91,7 +93,14 @@ def records(rows: Rows, number: int, counts: Counter[str]) -> Iterator[Record]:
         if isinstance(made, Dropped):
             counts[f"dropped: {made.reason}"] += 1
             continue
-        counts["other tokens"] += not same_tokens(made, rows, b, answers)
+        columns = [answer["column"] for answer in answers]
+        found.append((made, b, [columns[k] for k in made.order] if made.order else columns))
+    again, _ = encode([made for made, _, _ in found], rows.response.tokenizer)
+    for i, (made, b, columns) in enumerate(found):
+        now, then = again.response.tokens[i], [rows.response.tokens[b][k] for k in columns]
+        # an end that a response lacked counts for nothing
+        same = all(old in (new, new[:-1]) for old, new in zip(then, now, strict=False))
+        counts["other tokens"] += not (same and tuple(again.prompt[i]) == tuple(rows.prompt[b]))
         yield made
 
 
@@ -124,15 +133,6 @@ def schema(row: Seen, answers: Sequence[Seen], number: int) -> dict[str, Any]:
     if all("logp" in answer for answer in answers):
         made["sampled_logp"] = [answer["logp"] for answer in answers]
     return made | ({"weight": row["weight"]} if "weight" in row else {})
-
-
-def same_tokens(made: Record, rows: Rows, b: int, answers: Sequence[Seen]) -> bool:
-    """Whether prompt and responses, read again, are the tokens that they were; an end that a response lacked counts for nothing."""
-    again, _ = encode([made], rows.response.tokenizer)
-    stored = [rows.response.tokens[b][answer["column"]] for answer in answers]
-    stored = [stored[k] for k in made.order] if made.order else stored
-    ended = lambda old, new: old == new or old == new[:-1]
-    return tuple(again.prompt[0]) == tuple(rows.prompt[b]) and all(map(ended, stored, again.response.tokens[0]))
 
 
 # --- as rows of TRL -----------------------------------------------------------------------------------------------------

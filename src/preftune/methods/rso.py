@@ -31,6 +31,7 @@ def rso(
     pairing: Pairing = "first_round",
     label: Label = "threshold",
     reward: Odds | None = None,
+    eps: float = 0.0,
 ) -> Method:
     """Pairs that the policy which is sought would answer, ref * exp(r / beta) / Z, from the first model by rejection; then dpo or a hinge.
 
@@ -38,9 +39,10 @@ def rso(
     near 0 the best), gamma the slope of the loss. Under a judge of Bradley-Terry with label="soft" and loss="sigmoid-norm" the
     optimum is ref * exp(r / gamma), wherever the pairs lie.
 
-    draws="independent" takes draws with replacement: without, only the first survivor follows the law that is sought. The authors
-    draw candidates at temperature 0.7 and top_k 40, here as the policy decodes; their log-odds are clipped, here a judge that is
-    sure is refused. Which pairing and labels they trained with was not read. loss="hinge" is SLiC's, without a reference.
+    draws="independent" takes draws with replacement: without, only the first survivor follows the law that is sought. A judge without
+    scores gives log-odds against one more response; one that is sure needs eps, within which probabilities are kept. The authors draw
+    candidates at temperature 0.7 and top_k 40, here as the policy decodes; which pairing and labels they trained with was not
+    read. Pairs that the judge finds alike are left out under label="threshold". loss="hinge" is SLiC's, without a reference.
     """
     positive("gamma", gamma, PULL)
     objective = one_of("loss", loss, LOSSES, ": the loss of a pair")(gamma)
@@ -56,6 +58,7 @@ def rso(
         pairing=pairing,
         label=label,
         reward=reward,
+        eps=eps,
     )
     pairs = responses // 2 if pairing == "first_round" else responses * (responses - 1) // 2
     roles, move = (("proposal",), none) if loss == "hinge" else ((), frozen)
