@@ -349,7 +349,7 @@ def resolve_judge(judge: Any) -> Judge:
         return panel(text, resolve_judge)
     name, *options = text.split(",")
     given = named(options, f"the judge {name}", "ratings,direction=kind")
-    if name.startswith(("http://", "https://")):
+    if is_address(name):
         place, given = "preftune.judges.service:remote", {"url": name, **given}
     elif (Path(name) / MADE).is_file():
         place, given = "preftune.judges.trained:load", {"folder": name, **given}
@@ -359,6 +359,11 @@ def resolve_judge(judge: Any) -> Judge:
         place = name if ":" in name else lookup(name, JUDGES, "judge")
     function = import_function(place, "a function that returns a judge")
     return function(**arguments(function, given, f"option of the judge {name}"))  # type: ignore[no-any-return]
+
+
+def is_address(name: Any) -> bool:
+    """Whether a model or judge is asked over HTTP."""
+    return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 def load_data(spec: Any, **options: Any) -> Any:
@@ -820,7 +825,13 @@ def generate(
 ) -> list[list[str]]:
     """n answers to each prompt (a string or chat messages): [prompts][n].
 
-    decoding: temperature, top_k, top_p, min_p, stop, max_new_tokens."""
+    model     a language model, or the http address of an OpenAI-compatible endpoint; `load` then has the options of `judges.teacher`
+    decoding  temperature, top_k, top_p, min_p, stop, max_new_tokens
+    """
+    if is_address(model):
+        from .judges.teacher import teacher
+
+        return teacher(model, **(load or {})).answers(prompts, n, Key.of(seed), **decoding)
     policy = load_policy(model, **(load or {}))
     from .data.columns import Record
 

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from ..types import PreftuneError
-from .options import Json, Load, Read, Rename, loading, pairs, reading
+from .options import Json, Load, Read, Rename, asking, loading, pairs, reading
 from .output import print_json
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Folder, hub id, adapter folder or .gguf file.")],
+    model: Annotated[str, typer.Argument(help="Folder, hub id, adapter folder or .gguf file, or the http address of a chat endpoint.")],
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
     data: Annotated[str | None, typer.Option(help="Take the prompts of this data instead.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
@@ -34,7 +34,7 @@ def generate(
     how = pairs(load or [], "--load")
     read_as = reading(pairs(read or [], "--read"), pairs(rename or [], "--rename"))
     from ..api import generate as run
-    from ..api import load_data
+    from ..api import is_address, load_data
 
     prompts = [record.prompt for record in load_data(data, **read_as)] if data else list(prompt or [])
     answers = run(
@@ -42,7 +42,7 @@ def generate(
         prompts,
         n=n,
         seed=seed,
-        load=loading(how),
+        load=asking(how) if is_address(model) else loading(how),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

@@ -55,6 +55,13 @@ def loading(options: Mapping[str, Any]) -> dict[str, Any]:
     return arguments(load, options, "loading option", besides=("model",))
 
 
+def asking(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model behind an address is asked, in the same way."""
+    from ..judges.teacher import teacher
+
+    return arguments(teacher, options, "option of an endpoint", besides=("url",))
+
+
 def reading(options: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
     """How data are read, in the same way; `rename` maps columns of the file to ours."""
     if not options and not rename:
