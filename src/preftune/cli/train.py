@@ -141,7 +141,8 @@ def _tell(run: Any, json: bool) -> None:
         if any(run.evaluation.values()):
             print_measures(run.evaluation)
         print(f"\n{run.steps} steps, {run.stopped}\nmodel   {run.model}\nreport  {run.report}")
-        print(f"next    preftune train METHOD --judge {run.model} ..." if run.judge else f"next    preftune generate {run.model} --prompt TEXT")
+        after = f"train METHOD --judge {run.model} ..." if run.judge else f"generate {run.model} --prompt TEXT"
+        print(f"next    preftune {after}")
     if run.stopped == "interrupted":
         if not json:
             say_interrupted(run)
