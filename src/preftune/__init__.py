@@ -21,6 +21,7 @@ PUBLIC = {
         "grid": "sweep",
         "registry": "resolve_method",
         "solving": "solve",
+        "judging": "train_judge",
         "types": "PreftuneError Key Rows Scored Loss Needs needs Context Method Policy Judge",
     }.items()
     for name in names.split()

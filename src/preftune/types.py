@@ -214,7 +214,7 @@ Want = Literal["segments", "states", "collision"]
 @dataclass(frozen=True)
 class Head:
     """A linear layer on the policy's pooled last hidden states; Scored.heads has its outputs [B, K, size]. It trains with the
-    policy in an optimiser group of its own and is not part of the model that a run hands out."""
+    policy in an optimiser group of its own and is no part of the model that a run hands out, unless that is a judge."""
 
     size: int  #                                  C
     pool: Literal["mean", "last"] = "mean"  #     over the tokens of a response, never the prompt's
