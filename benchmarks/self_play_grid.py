@@ -34,7 +34,7 @@ from preftune.exact.voting import circles
 from preftune.policies.text import load as load_policy
 from preftune.types import Judge, Key
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3)  # at 3e-3 the model falls silent within 24 updates
 ARMS = (
     Arm("EGPO", "egpo", {"beta": TAU}, asks=4, writes=6),
     Arm("Online-IPO 1", "online-ipo", {"tau": TAU, "pairs": "uniform"}, asks=2, writes=3),
