@@ -129,10 +129,10 @@ def test_probabilities_of_a_general_preference_model_add_up_to_one_exactly(model
 
 
 def test_a_soft_label_becomes_the_judges_probability(model: Path, tmp_path: Path) -> None:
-    """The least cross-entropy to labels of .75 is at .75; 60 steps end within a few hundredths of it, over unseen pairs."""
+    """The least cross-entropy to labels of .75 is at .75; 40 steps end within a few hundredths of it, over unseen pairs."""
     data = pairs([("rock", "paper")], 24, prefer=0.75)
     for kind in ("reward-model", "general-preference", "pairwise-preference"):
-        done = trained_on(model, kind, data, tmp_path / kind, steps=60, schedule="cosine")
+        done = trained_on(model, kind, data, tmp_path / kind, steps=40, schedule="cosine")
         rows = rows_of(load(model), *([row["chosen"], row["rejected"]] for row in pairs([("rock", "paper")], 15, first=100)))
         p = resolve_judge(str(done.judge)).prefer(rows, rows.response, rows.response, KEY)[:, 0, 1]
         assert abs(float(p.mean()) - 0.75) < 0.05, kind
@@ -182,7 +182,7 @@ def test_marks_are_regressed_and_weighed(model: Path, tmp_path: Path) -> None:
         for i in range(24)
         for style in marks
     ]
-    done = trained_on(model, "attribute-regression", data, tmp_path / "run", steps=80, attributes="helpfulness,verbosity", lr=1e-2)
+    done = trained_on(model, "attribute-regression", data, tmp_path / "run", steps=60, attributes="helpfulness,verbosity", lr=1e-2)
     rows = rows_of(load(model), ["stone 3 pebble", "sheet 3 letter"])
     score = lambda options: resolve_judge(f"{done.judge}{options}").score(rows, rows.response, KEY)[0]
     torch.testing.assert_close(score(",weights=helpfulness:1"), torch.tensor([4.0, 1.0]).double(), rtol=0, atol=0.4)
@@ -317,7 +317,7 @@ def test_a_killed_training_goes_on_to_the_same_judge(model: Path, tmp_path: Path
     """kill -9 once a checkpoint is there; resuming ends with the heads of the run that nobody killed, bit for bit."""
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in pairs([("rock", "paper")], 12)))
-    options = ["--model", model, "--data", data, "--load", "tokens_per_batch=0", "--set", "steps=40", "--set", "save_every=2"]
+    options = ["--model", model, "--data", data, "--load", "tokens_per_batch=0", "--set", "steps=24", "--set", "save_every=1"]
     command = [sys.executable, "-m", "preftune", "judge", "train", "reward-model", *options, "--out", tmp_path / "cut"]
     going = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -329,9 +329,9 @@ def test_a_killed_training_goes_on_to_the_same_judge(model: Path, tmp_path: Path
     with pytest.raises(PreftuneError, match="has no judge.json"):
         resolve_judge(str(tmp_path / "cut"))
     resumed = resume_judge(tmp_path / "cut", progress=False)
-    assert resumed.runs[0].steps == 40
+    assert resumed.runs[0].steps == 24
     whole = train_judge(
-        str(model), "reward-model", str(data), out=tmp_path / "whole", load={"tokens_per_batch": 0}, steps=40, progress=False
+        str(model), "reward-model", str(data), out=tmp_path / "whole", load={"tokens_per_batch": 0}, steps=24, progress=False
     )
     first, second = heads_of(resumed.judge), heads_of(whole.judge)
     assert all(torch.equal(first[name], second[name]) for name in second)

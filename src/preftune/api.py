@@ -707,10 +707,12 @@ def _write_judge(run: Run, learner: GradientLearner, feed: Any, described: Mappi
     from .judges import trained
     from .report.page import write as write_page
 
-    counts = Counter(feed.counts)
-    some = range(0, len(feed), math.ceil(len(feed) / trained.ANSWERS))
-    statistics = trained.statistics(run.policy, _collected(learner, feed, some))  # type: ignore[arg-type]
-    feed.counts = counts
+    statistics: dict[str, Any] = {}
+    if trained.kind_of(learner.method.heads) in trained.SCALED:
+        counts = Counter(feed.counts)
+        some = range(0, len(feed), math.ceil(len(feed) / trained.ANSWERS))
+        statistics = trained.statistics(run.policy, _collected(learner, feed, some))  # type: ignore[arg-type]
+        feed.counts = counts  # nothing was trained on them
     told = {"method": described["method"], "hyperparameters": described["hyperparameters"], "statistics": statistics}
     told |= {"base": described["model"], "seed": described["seed"], "versions": described["versions"]}
     if processes.first():

@@ -69,7 +69,8 @@ def train_judge(
         return TrainedJudge(folder, (run,))
     if (folder / CALL).exists() or (folder / "config.json").exists():
         raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
-    call = {"model": str(model), "method": kind, "data": data, **given, **settings}
+    files = {name: api._source(value) or value for name, value in (("model", model), ("data", data), ("test", test))}
+    call = {**given, **files, "method": kind, **settings}
     folder.mkdir(parents=True, exist_ok=True)
     try:
         write_whole(folder / CALL, json.dumps({"members": ensemble, "call": call}, indent=1))

@@ -111,7 +111,7 @@ class Member:
         prompts, responses = texts(rows, y)
         questions = [Question(prompt, (x,)) for prompt, row in zip(prompts, responses, strict=True) for x in row]
         found = self.asker.ask(questions, self.size).double()
-        return found.reshape(*y.shape, self.draws, -1).permute(2, 0, 1, 3)
+        return found.reshape(*y.shape, self.draws, self.size // self.draws).permute(2, 0, 1, 3)
 
     def compare(self, rows: Rows, a: Any, b: Any) -> Tensor:
         """float64 [draws, B, K, M]: the logit that the first shown of a comparison wins, a shown first; 0 for equal texts, unasked."""

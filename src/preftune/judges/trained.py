@@ -25,7 +25,7 @@ from .headed import BothShown, GeneralPreference, Headed, Member, Rewards, words
 
 HEADS = "heads.safetensors"
 FORMAT = 1  # of judge.json
-ANSWERS = 512  # of the training data, whose rewards the statistics are of
+ANSWERS = 512  # rows of the training data, whose rewards the statistics are of
 DRAWS = 8  #     of thinned heads, where dropout is asked for and their number is not
 HELPSTEER = {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45, "complexity": 0.0, "verbosity": 0.0}  # arXiv:2406.08673
 KINDS = {  # the head that a kind of judge cannot do without -> the kind
@@ -34,6 +34,7 @@ KINDS = {  # the head that a kind of judge cannot do without -> the kind
     "embedding": "general preference",
     "preference": "pairwise preference",
 }
+SCALED = ("reward", "attributes")  # kinds with scores, which have a mean and a deviation
 ENSEMBLE = "ensemble"
 
 
@@ -83,7 +84,7 @@ def write(
     kind, settings = kind_of(heads), described["hyperparameters"]
     more: dict[str, Any] = {}
     if kind == "general preference":
-        more["tau"] = settings.get("tau", 1.0)
+        more["tau"] = settings.get("tau", 1.0)  # a method from outside may have none
     if kind == "attributes":
         more["attributes"] = [name.strip() for name in settings["attributes"].split(",")]
     save_policy(policy, folder, card(kind, described, measured))
@@ -176,7 +177,7 @@ def thin(policy: TextPolicy, rate: float, draws: int) -> None:
         size, width = head.linear.weight.shape
         kept = torch.stack([torch.from_numpy(Key.of(0).fold("dropout", j).numpy().random(width) >= rate) for j in range(draws)])
         masks = (kept.to(head.linear.weight) / (1 - rate)).to(head.linear.weight.device)  # [draws, d]
-        wide = torch.nn.Linear(width, draws * size, device=masks.device)
+        wide = torch.nn.utils.skip_init(torch.nn.Linear, width, draws * size, device=masks.device)
         with torch.no_grad():
             wide.weight.copy_((masks[:, None] * head.linear.weight).reshape(-1, width))
             wide.bias.copy_(head.linear.bias.repeat(draws))
@@ -243,7 +244,7 @@ def check_options(
     both_orders: bool,
 ) -> None:
     """No option is ignored: one that this kind of judge cannot follow is refused."""
-    scored = kind in ("reward", "attributes")
+    scored = kind in SCALED
     idle = {
         "weights": weights is not None and kind != "attributes",
         "normalise": normalise and not scored,
@@ -302,8 +303,9 @@ def member_of(folder: Path, told: Mapping[str, Any], policy: TextPolicy, dropout
 def weights_of(names: list[str], weights: str | None) -> Tensor:
     """float64 [A] of the attributes."""
     if weights is None:
-        if set(names) <= HELPSTEER.keys():
-            return torch.tensor([HELPSTEER[name] for name in names], dtype=torch.float64)
+        known = [HELPSTEER.get(name, math.nan) for name in names]
+        if any(known) and not any(map(math.isnan, known)):
+            return torch.tensor(known, dtype=torch.float64)
         raise PreftuneError(f"the judge marks {', '.join(names)}, needed to know what is good; pass weights={names[0]}:1")
     found: dict[str, float] = {}
     for part in re.split("[+,]", weights):
