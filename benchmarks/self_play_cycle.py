@@ -204,11 +204,11 @@ def cycle_text(bed: Bed, found: Mapping[str, Any], first: Sequence[float], optio
         fitted=len(bed.prompts) * bed.samples, refit=REFIT, beta=PULL, batch=runs[0]["settings"][0]["settings"]["batch"], responses=4,
         lr=CIRCLE_RATE, tokens=bed.policy.max_new_tokens, command=told_of["command"], seeds=len({run["seed"] for run in runs}),
     )  # fmt: skip
-    mean = lambda run, most: float(numpy.mean([most(law[:3]) for law in late(run)]))
-    named = lambda holds: ", ".join(name for name, some in found.items() if all(map(holds, some))) or "none"
+    mean = lambda runs, most: numpy.mean([most(law[:3]) for run in runs for law in late(run)])
+    named = lambda holds: ", ".join(name for name, some in found.items() if holds(some)) or "none"
     follows = (
-        f"One style has nine tenths or more, in the mean of the second half of every seed: {named(lambda run: mean(run, max) >= 0.9)}. "
-        f"No style has less than a tenth, in that mean: {named(lambda run: mean(run, min) >= 0.1)}."
+        f"In the mean of seeds and second halves, one style has nine tenths or more: {named(lambda some: mean(some, max) >= 0.9)}. "
+        f"The smallest of the three has a tenth or more: {named(lambda some: mean(some, min) >= 0.1)}."
     )
     commits = ", ".join(sorted({run["commit"][:10] for run in runs}))
     return "\n".join([intro, *lines_of(head, rows), "", follows, "", f"Runs at commit {commits}. {told(told_of)}"])
