@@ -148,6 +148,7 @@ Bradley-Terry routes: a reward model fitted by maximum likelihood to the judge's
 at the start or every {refit} steps, then `rloo` on it; and DPO by rounds of {refit} steps on fresh pairs, each against the round's first
 policy. Nash routes: `online-ipo`, `nash-md` and `egpo` on the judge itself. All with beta {beta:g}, batch {batch}, {responses} responses a
 prompt, lr {lr:g} constant, no momentum, the small language model (0.9 M weights, responses of {tokens} tokens); nothing is tuned.
+Steps are equal, questions are not: of a prompt and step EGPO asks the judge 16 comparisons, Nash-MD 8, Online-IPO and DPO 6.
 
     {command}
 

@@ -164,7 +164,8 @@ def ahead(W: numpy.ndarray, names: Sequence[str]) -> str:
     for j, name in enumerate(names[1:-1], 1):
         _, low, high = interval(W[0, j])
         kinds["beats" if low > 0.5 else "loses to" if high < 0.5 else "is not told apart from"].append(name)
-    return f"{names[0]} " + "; ".join(f"{kind} {', '.join(some)}" for kind, some in kinds.items() if some) + "."
+    said = "; ".join(f"{kind} {', '.join(some)}" for kind, some in kinds.items() if some)
+    return f"{names[0]} {said or 'is alone'}."
 
 
 def table_of(
@@ -210,18 +211,16 @@ def quality_of(bed: Bed, quality: Mapping[str, Any], still: Sequence[Sequence[st
     held = ""
     if quality:
         seen = {name: shown((one["value"], one["low"], one["high"])) for name, one in quality.items() if one["value"] is not None}
-        held = (
-            f"On {PAIRS['test']} held-out pairs its accuracy is {seen['accuracy']} and its calibration error {seen['calibration_error']}. "
-        )
+        held = f"On {PAIRS['test']} held-out pairs its accuracy is {seen['accuracy']}, its calibration error {seen['calibration_error']}.\n"
     follows = (
-        "It is an order with little bent in it: extragradient, which is about cycles, has nothing to gain from it in theory"
-        if max(turned, turned_late) < 0.05
-        else "That is more than an order has, and less than the quarter of coin flips"
+        "That is an order of responses, and extragradient, which is about circles, has nothing to gain on it in theory"
+        if max(turned, turned_late) < 0.01
+        else "Coin flips make a quarter of the triples circular, an order none"
     )
     return (
-        f"{held}Of triples of the start's responses to one prompt {100 * turned:.1f} % are circular, and no score of each explains "
-        f"{100 * unexplained:.1f} % of the squared log-odds; of the trained policies' {100 * turned_late:.1f} % and "
-        f"{100 * unexplained_late:.1f} %. {follows}."
+        f"{held}Of triples of the start's responses to one prompt {100 * turned:.2g} % are circular, of the trained policies' "
+        f"{100 * turned_late:.2g} %; scores leave\n{100 * unexplained:.2g} % and {100 * unexplained_late:.2g} % of the squared log-odds "
+        f"unexplained. {follows}."
     )
 
 
