@@ -86,7 +86,8 @@ def write(
     if kind == "general preference":
         more["tau"] = settings.get("tau", 1.0)  # a method from outside may have none
     if kind == "attributes":
-        more["attributes"] = [name.strip() for name in settings["attributes"].split(",")]
+        numbered = ",".join(f"output{i}" for i in range(heads["attributes"].size))  # likewise
+        more["attributes"] = [name.strip() for name in settings.get("attributes", numbered).split(",")]
     save_policy(policy, folder, card(kind, described, measured))
     if not first:
         return

@@ -20,12 +20,13 @@ def general_preference(tau: float = 0.1, planes: int = 3, gated: bool = False, l
     planes  k, for embeddings of 2k numbers: 1 holds any cycle of three; 2, 3 and 4 are the authors'
     gated   weighs the planes by a second head, averaged over both responses
 
-    The authors train 2 epochs. They start the head with 1 / (width + 1), near a saddle; here it starts with 1 / sqrt(width + 1).
+    The authors train 2 epochs. They start the head with 1 / (width + 1), near the saddle at 0; here it starts with 0.02. Larger first
+    weights, divided by tau, make a judge that is too sure from the first step (docs/judges.md).
     """
     positive("tau", tau, "it is the temperature of the preference model")
     if planes < 1:
         raise PreftuneError(f"planes is {planes}, needed at least 1: an embedding has two numbers for each plane; 3 is usual")
-    heads = {"embedding": Head(2 * planes, pool="last", std=None)}
+    heads = {"embedding": Head(2 * planes, pool="last")}
     if gated:
         heads["gate"] = Head(planes, pool="last", std=0.0)  # all planes alike at first
     objective = partial(loss, tau=tau, gated=gated, label_smoothing=label_smoothing)
