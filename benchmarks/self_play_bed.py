@@ -226,16 +226,20 @@ COLOURS = ("#0067a5", "#d1495b", "#3a7d44", "#8a8a8a", "#e08e0b", "#7a4fa3", "#0
 Line = tuple[Sequence[tuple[float, float]], str, float]  # points, colour, width; a width below 1 is a faint one
 
 
-def panel(title: str, along: str, x_to: float, y: tuple[float, float], lines: Sequence[Line], x0: float, y0: float, level: float) -> str:
-    """Lines over [0, x_to] x y, with a dashed one at `level`."""
-    left, right, top, bottom = x0 + LEFT, x0 + WIDE - RIGHT, y0 + TOP, y0 + HIGH - FOOT
-    px = lambda at: left + (right - left) * at / x_to
+def panel(
+    title: str, along: str, x: Sequence[float], y: tuple[float, float], lines: Sequence[Line], place: tuple[float, float], level: float
+) -> str:
+    """Lines over [0, the last of x] x y, with a dashed one at `level`; x has the marks of the axis, which is logarithmic in 1 + x where
+    they grow by factors."""
+    left, right, top, bottom = place[0] + LEFT, place[0] + WIDE - RIGHT, place[1] + TOP, place[1] + HIGH - FOOT
+    scale: Callable[[float], float] = math.log1p if x[-1] > 2 * x[-2] else float
+    px = lambda at: left + (right - left) * scale(at) / scale(x[-1])
     py = lambda at: bottom - (bottom - top) * (at - y[0]) / (y[1] - y[0])
     parts = [f'<text x="{left}" y="{top - 10}" font-size="12">{title}</text>']
     for tick in ticks(*y, 4):
         parts.append(f'<path d="M{left} {py(tick):.1f}H{right}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 4}" y="{py(tick) + 3:.1f}" text-anchor="end">{tick:g}</text>')
-    parts += [f'<text x="{px(tick):.1f}" y="{bottom + 13}" text-anchor="middle">{tick:g}</text>' for tick in ticks(0, x_to, 4)]
+    parts += [f'<text x="{px(tick):.1f}" y="{bottom + 13}" text-anchor="middle">{tick:g}</text>' for tick in x]
     parts.append(f'<text x="{right}" y="{bottom + 28}" text-anchor="end" font-size="11">{along}</text>')
     parts.append(f'<path d="M{left} {py(level):.1f}H{right}" stroke="#555" stroke-dasharray="2 3"/>')
     for points, colour, width in lines:

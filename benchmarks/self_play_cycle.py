@@ -131,7 +131,7 @@ def cycle_picture(file: Path, found: Mapping[str, Any], first: Sequence[float], 
             curves = [[first[i], *(look["shares"][i] for look in run["looks"].values())] for run in runs]
             lines += [(list(zip(at, curve, strict=True)), COLOURS[i], 0.8) for curve in curves]
             lines.append((list(zip(at, numpy.mean(curves, 0).tolist(), strict=True)), COLOURS[i], 2))
-        return lambda x, y: panel(name, "step", at[-1], (0.0, 1.0), lines, x, y, 1 / 3)
+        return lambda *place: panel(name, "step", [at[-1] * i / 4 for i in range(5)], (0.0, 1.0), lines, place, 1 / 3)
 
     legend = {opening.strip(): colour for opening, colour in zip(OPENINGS, COLOURS, strict=False)}
     picture(file, legend, [drawing(name, runs) for name, runs in found.items()])
@@ -154,6 +154,7 @@ Steps are equal, questions are not: of a prompt and step EGPO asks the judge 16 
 
 {seeds} seeds: mean, and [least, largest] of the seeds. `largest` and `smallest` share of a moment, and `exploited`, how much more than
 one half the best style wins against the shares of a moment (0 at the equilibrium of the judge): means over the second half of the run.
+`reigns`: how many of the styles have nine tenths at some time of a run, mean of the seeds; more than 1 is jumping from one to the next.
 
 ![shares of the styles over steps](self-play-cycle.svg)
 """
@@ -163,6 +164,11 @@ def late(run: Mapping[str, Any]) -> list[list[float]]:
     """Shares of the second half of a run."""
     laws = [look["shares"] for look in run["looks"].values()]
     return laws[len(laws) // 2 :]
+
+
+def reigns(run: Mapping[str, Any]) -> set[int]:
+    """The styles that have nine tenths at some time of a run."""
+    return {i for look in run["looks"].values() for i in range(3) if look["shares"][i] >= 0.9}
 
 
 def cycle_text(bed: Bed, found: Mapping[str, Any], first: Sequence[float], options: Any, told_of: Mapping[str, Any]) -> str:
@@ -180,16 +186,17 @@ def cycle_text(bed: Bed, found: Mapping[str, Any], first: Sequence[float], optio
             spread([numpy.mean([max(law[:3]) for law in half]) for half in halves]),
             spread([numpy.mean([min(law[:3]) for law in half]) for half in halves]),
             spread([numpy.mean([exploited(law, options.win) for law in half]) for half in halves], 3),
+            f"{numpy.mean([len(reigns(run)) for run in runs]):.1f}",
             spread([end["kl"] for end in ends], 1),
         ]
 
     still = equilibrium(first, options.win, PULL)
     told_shares = lambda law: " / ".join(f"{share:.2f}" for share in law)
     ends_of = lambda law: [f"{max(law[:3]):.2f}", f"{min(law[:3]):.2f}"]
-    fixed = lambda name, law: [name, told_shares(law), *ends_of(law), f"{exploited(law, options.win):.3f}", ""]
+    fixed = lambda name, law: [name, told_shares(law), *ends_of(law), f"{exploited(law, options.win):.3f}", "", ""]
     runs = [run for some in found.values() for run in some]
     style_names = " / ".join(opening.strip() for opening in OPENINGS)
-    head = ["route", f"{style_names} / other, at the end", "largest", "smallest", "exploited", "KL at the end, nats"]
+    head = ["route", f"{style_names} / other, at the end", "largest", "smallest", "exploited", "reigns", "KL at the end, nats"]
     rows = [
         fixed("the start", first),
         *(row(name, some) for name, some in found.items()),

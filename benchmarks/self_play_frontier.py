@@ -57,14 +57,15 @@ FRONTIER = """## Score against distance: seven methods and a second judge
 The bed of the grid above: the small language model, the general preference model as the judge that is trained on, a ridge on words that
 was fitted to other sentences as the one that is not. Win rate against samples of the start, over KL to it, after {marks} updates of
 {batch} prompts; lr {lr:g} constant and no momentum for all, betas of {tau:g} where a method has one (GRPO .04, RSO resamples at .5),
-nothing is tuned. SPPO, INPO, DNO and RSO go by three rounds. {seeds} seeds, mean with a 95 % bootstrap interval over seeds and prompts.
+nothing is tuned. Updates are equal, questions are not. SPPO, INPO, DNO and RSO go by three rounds. {seeds} seeds, mean with a 95 %
+bootstrap interval over seeds and prompts.
 
     {command}
 
 ![win rate over KL, by both judges](self-play-frontier.svg)
 
-`excess`: how far the judge that was trained on lies above the other one, at the end; `grows`: how much larger it is at
-the end than after {half} updates.
+In the upper panels the axis of the KL is logarithmic in 1 + KL. `excess`: how far the judge that was trained on lies above the other
+one, at the end; `grows`: how much larger it is at the end than after {half} updates.
 """
 
 
@@ -140,21 +141,31 @@ def frontier_text(curves: Mapping[str, Any], found: Mapping[str, Any], marks: Se
         f"The other judge sees a gain as well (interval above one half): {named([name for name, one in gains.items() if one[1] > 0.5])}. "
         f"The excess grows (interval above 0): {named([name for name, one in grows.items() if one[1] > 0])}."
     )
+    farthest = max(curves, key=lambda name: numpy.mean([run[-1]["kl"] for run in curves[name]]))
+    text = found[farthest][0]["looks"][str(marks[-1])]["texts"][0][0]
+    follows += f"\nThe farthest from the start, {farthest}, ends with sentences such as `{text.strip()}`."
     return "\n".join([intro, *lines_of(head, rows), "", follows, "", f"Runs at commit {commits}. {told(told_of)}"])
 
 
 def frontier_picture(file: Path, curves: Mapping[str, Any]) -> None:
-    """Two panels on one scale: a line a method from the start on, mean over seeds."""
-    point = lambda runs, at, by: (numpy.mean([run[at]["kl"] for run in runs]), numpy.mean([run[at][by] for run in runs]))
-    lines = {
-        by: [
-            ([(0.0, 0.5), *((max(0.0, float(k)), float(w)) for k, w in (point(runs, at, by) for at in range(len(runs[0]))))], colour, 1.6)
-            for runs, colour in zip(curves.values(), COLOURS, strict=False)
-        ]
-        for by in ("trained", "other")
-    }
-    points = [point for some in lines.values() for line in some for point in line[0]]
-    far, high, low = max(k for k, _ in points), max(w for _, w in points), min(w for _, w in points)
-    titles = {"trained": "win rate, judge trained on", "other": "win rate, independent judge"}
-    draw = lambda by: lambda x, y: panel(titles[by], "KL to the start, nats", 1.05 * far, (low - 0.02, high + 0.02), lines[by], x, y, 0.5)
-    picture(file, dict(zip(curves, COLOURS, strict=False)), [draw(by) for by in lines], columns=2)
+    """A panel for either judge, a line a method from the start on, mean over seeds; below, the same up to where the last but one ends."""
+
+    def line(runs: Sequence[Any], by: str) -> list[tuple[float, float]]:
+        mean = lambda at, name: float(numpy.mean([run[at][name] for run in runs]))
+        return [(0.0, 0.5), *((max(0.0, mean(at, "kl")), mean(at, by)) for at in range(len(runs[0])))]
+
+    titles = {"trained": "win rate, judge trained on", "other": "win rate, other judge"}
+    lines = {by: [line(runs, by) for runs in curves.values()] for by in titles}
+    reached = sorted(max(k for k, _ in points) for points in lines["trained"])
+    far, near = reached[-1], reached[-2:][0]
+    marks = [0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+    axes = [[mark for i, mark in enumerate(marks) if i < 3 or marks[i - 1] < far], [near * i / 4 for i in range(5)]]
+
+    def drawn(by: str, axis: Sequence[float]) -> Callable[..., str]:
+        kept = {name: [[p for p in points if p[0] <= axis[-1]] for points in some] for name, some in lines.items()}
+        values = [w for some in kept.values() for points in some for _, w in points]
+        coloured = [(points, colour, 1.6) for points, colour in zip(kept[by], COLOURS, strict=False)]
+        y = (min(values) - 0.02, max(values) + 0.02)
+        return lambda *place: panel(titles[by], "KL to the start, nats", [round(k, 1) for k in axis], y, coloured, place, 0.5)
+
+    picture(file, dict(zip(curves, COLOURS, strict=False)), [drawn(by, axis) for axis in axes for by in titles], columns=2)

@@ -135,10 +135,9 @@ def grid(options: argparse.Namespace) -> None:
 
 GRID = """## {title}
 
-{model}, {prompts} prompts, the same in training and evaluation: they are ways of asking for one sentence.
-All methods: beta {tau:g}, {batch} prompts a step, responses of {tokens} tokens at most, AdamW without momentum, constant rate after
-{warm} steps.
-{rates}
+{model}, {prompts} prompts, the same in training and evaluation: they are ways of asking for one
+sentence. All methods: beta {tau:g}, {batch} prompts a step, responses of {tokens} tokens at most, AdamW without momentum, a rate that is
+constant after {warm} steps. {rates}
 
 The judge is a general preference model (`preftune judge train general-preference`, {planes} planes, the small language model as its base)
 trained on {pairs} pairs of real review sentences, cut to as many tokens, with soft labels P(a random rater of A is kinder than one of B).
@@ -166,6 +165,14 @@ def ahead(W: numpy.ndarray, names: Sequence[str]) -> str:
         kinds["beats" if low > 0.5 else "loses to" if high < 0.5 else "is not told apart from"].append(name)
     said = "; ".join(f"{kind} {', '.join(some)}" for kind, some in kinds.items() if some)
     return f"{names[0]} {said or 'is alone'}."
+
+
+def moved(W: numpy.ndarray, names: Sequence[str]) -> str:
+    """How far the best of the methods has come from the start."""
+    best = max(range(len(names) - 1), key=lambda i: float(W[i, -1].mean()))
+    found = interval(W[best, -1])
+    near = ": nothing has moved far in this budget" if found[0] < 0.6 else ""
+    return f"The best against the start, {names[best]}, wins {shown(found)} of the comparisons{near}."
 
 
 def table_of(
@@ -196,7 +203,7 @@ def budget_lines(bed: Bed, budget: str, found: Mapping[str, Mapping[int, Any]], 
     head = ["method", *spent_on, "lr", "KL, nats", "tokens a response", "most often beaten by"]
     lines += [*lines_of(head, rows), "", "Row beats column, by the judge that was trained on:", ""]
     cells = [[names[i], *("" if i == j else verdict(interval(W[i, j])) for j in range(len(names)))] for i in range(len(names) - 1)]
-    lines += [*lines_of(["", *names], cells), "", ahead(W, names), ""]
+    lines += [*lines_of(["", *names], cells), "", ahead(W, names), moved(W, names), ""]
     if bed.other is not None:
         V, _, _ = table_of(bed, found, still, bed.other)
         cells = [[names[i], *("" if i == j else verdict(interval(V[i, j])) for j in range(len(names)))] for i in range(len(names) - 1)]
@@ -213,7 +220,7 @@ def quality_of(bed: Bed, quality: Mapping[str, Any], still: Sequence[Sequence[st
         seen = {name: shown((one["value"], one["low"], one["high"])) for name, one in quality.items() if one["value"] is not None}
         held = f"On {PAIRS['test']} held-out pairs its accuracy is {seen['accuracy']}, its calibration error {seen['calibration_error']}.\n"
     follows = (
-        "That is an order of responses, and extragradient, which is about circles, has nothing to gain on it in theory"
+        "That is an order of responses, on\nwhich extragradient, which is about circles, has nothing to gain in theory"
         if max(turned, turned_late) < 0.01
         else "Coin flips make a quarter of the triples circular, an order none"
     )
@@ -240,7 +247,7 @@ def grid_text(
     rates = (
         f"lr {LARGE_RATE:g}, not tuned."
         if tuned is None
-        else f"Each method has the best of the rates {', '.join(f'{lr:g}' for lr in RATES)} on a seed that is not shown, for each budget,\n"
+        else f"Each method has the best of the rates\n{', '.join(f'{lr:g}' for lr in RATES)} on a seed of its own, for each budget, "
         "by its win rate against the start less beta KL."
     )
     intro = GRID.format(

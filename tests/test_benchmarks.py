@@ -203,7 +203,7 @@ def test_self_play_measures_shares_of_styles_and_draws_them(tmp_path: Path, monk
 def test_self_play_puts_every_method_into_both_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture, some = tmp_path / "frontier.svg", ("SPPO", "RSO", "GRPO")
     page = self_play(monkeypatch, tmp_path, "frontier", "--seeds", "0", "--methods", *some, "--picture", str(picture))
-    assert len(ElementTree.parse(picture).getroot().findall("{http://www.w3.org/2000/svg}polyline")) == 2 * len(some)
+    assert len(ElementTree.parse(picture).getroot().findall("{http://www.w3.org/2000/svg}polyline")) == 4 * len(some)
     assert all(f"| {name} | " in page for name in some)
 
 
