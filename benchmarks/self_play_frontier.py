@@ -157,7 +157,7 @@ def frontier_picture(file: Path, curves: Mapping[str, Any]) -> None:
     titles = {"trained": "win rate, judge trained on", "other": "win rate, other judge"}
     lines = {by: [line(runs, by) for runs in curves.values()] for by in titles}
     reached = sorted(max(k for k, _ in points) for points in lines["trained"])
-    far, near = reached[-1], reached[-2:][0]
+    far, near = reached[-1], max(0.1, reached[-2:][0])  # an axis needs a length, also where nothing has moved
     marks = [0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
     axes = [[mark for i, mark in enumerate(marks) if i < 3 or marks[i - 1] < far], [near * i / 4 for i in range(5)]]
 
@@ -166,6 +166,6 @@ def frontier_picture(file: Path, curves: Mapping[str, Any]) -> None:
         values = [w for some in kept.values() for points in some for _, w in points]
         coloured = [(points, colour, 1.6) for points, colour in zip(kept[by], COLOURS, strict=False)]
         y = (min(values) - 0.02, max(values) + 0.02)
-        return lambda *place: panel(titles[by], "KL to the start, nats", [round(k, 1) for k in axis], y, coloured, place, 0.5)
+        return lambda *place: panel(titles[by], "KL to the start, nats", [round(k, 2) for k in axis], y, coloured, place, 0.5)
 
     picture(file, dict(zip(curves, COLOURS, strict=False)), [drawn(by, axis) for axis in axes for by in titles], columns=2)

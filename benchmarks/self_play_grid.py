@@ -147,7 +147,8 @@ The second judge is a ridge on words, fitted to other sentences; no method sees 
     {command}
 
 Equal updates: {steps} each. Equal questions: {asked} comparisons of two responses each. {seeds} seeds; the last iterate is compared, no
-checkpoint is selected.
+checkpoint is selected. Pairs of EGPO, Online-IPO 1 and Nash-MD are drawn at temperature 2 from the ten likeliest tokens, the stand-in for
+a uniform law; those of Online-IPO 2 are the policy's own and judged against each other. Bold: the interval excludes one half.
 """
 BUDGETS = {"updates": "Equal updates", "calls": "Equal questions"}
 
@@ -261,7 +262,19 @@ def grid_text(
     if tuned is not None:
         head = ["method", *(f"{budget}, {lr:g}" for budget in BUDGETS for lr in RATES)]
         worth = [[name, *(f"{tuned[b][name][f'{lr:g}']:.3f}" for b in BUDGETS for lr in RATES)] for name in tuned["updates"]]
-        lines += ["What the rates are worth (win rate less beta KL, one seed):", "", *lines_of(head, worth), ""]
+        lines += [
+            "What the rates are worth (win rate less beta KL, one seed; standing still is worth 0.5):",
+            "",
+            *lines_of(head, worth),
+            "",
+        ]
+        least = f"{min(RATES):g}"
+        timid = {b: ", ".join(name for name, of in tuned[b].items() if max(of, key=of.get) == least) or "none" for b in BUDGETS}
+        lines += [
+            f"The least rate is the best, at equal updates: {timid['updates']}; at equal questions: {timid['calls']}.",
+            "In such a budget a larger one costs more KL by noise than it wins. A lead of a method with a larger rate than another's is a",
+            "lead of the rate as well.\n",
+        ]
     for budget in BUDGETS:
         lines += budget_lines(bed, budget, runs[budget], still, batch)
     commits = ", ".join(sorted({look["commit"][:10] for found in runs.values() for some in found.values() for look in some.values()}))
