@@ -153,13 +153,19 @@ a uniform law; those of Online-IPO 2 are the policy's own and judged against eac
 BUDGETS = {"updates": "Equal updates", "calls": "Equal questions"}
 
 
-def verdict(found: tuple[float, float, float]) -> str:
-    """In bold where the interval excludes one half."""
-    return f"**{shown(found)}**" if found[1] > 0.5 or found[2] < 0.5 else shown(found)
+FEW = 5  # seeds, below which a bootstrap over them is too narrow to decide anything
+
+
+def verdict(wins: numpy.ndarray) -> str:
+    """Win rates [S, S, P] with their interval, in bold where it excludes one half and there are seeds enough."""
+    found = interval(wins)
+    return f"**{shown(found)}**" if len(wins) >= FEW and (found[1] > 0.5 or found[2] < 0.5) else shown(found)
 
 
 def ahead(W: numpy.ndarray, names: Sequence[str]) -> str:
     """What the first method's row says of the others, the start apart."""
+    if W.shape[2] < FEW:
+        return f"{W.shape[2]} seeds decide nothing: their bootstrap intervals are too narrow."
     kinds: dict[str, list[str]] = {"beats": [], "loses to": [], "is not told apart from": []}
     for j, name in enumerate(names[1:-1], 1):
         _, low, high = interval(W[0, j])
@@ -203,11 +209,11 @@ def budget_lines(bed: Bed, budget: str, found: Mapping[str, Mapping[int, Any]], 
     spent_on = ["updates", "comparisons", "responses written", "CPU seconds"]
     head = ["method", *spent_on, "lr", "KL, nats", "tokens a response", "most often beaten by"]
     lines += [*lines_of(head, rows), "", "Row beats column, by the judge that was trained on:", ""]
-    cells = [[names[i], *("" if i == j else verdict(interval(W[i, j])) for j in range(len(names)))] for i in range(len(names) - 1)]
+    cells = [[names[i], *("" if i == j else verdict(W[i, j]) for j in range(len(names)))] for i in range(len(names) - 1)]
     lines += [*lines_of(["", *names], cells), "", ahead(W, names), moved(W, names), ""]
     if bed.other is not None:
         V, _, _ = table_of(bed, found, still, bed.other)
-        cells = [[names[i], *("" if i == j else verdict(interval(V[i, j])) for j in range(len(names)))] for i in range(len(names) - 1)]
+        cells = [[names[i], *("" if i == j else verdict(V[i, j]) for j in range(len(names)))] for i in range(len(names) - 1)]
         lines += ["The same by the second judge:", "", *lines_of(["", *names], cells), "", ahead(V, names), ""]
     return lines
 
