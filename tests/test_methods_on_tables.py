@@ -348,12 +348,12 @@ def test_numbers_that_leave_nothing_to_compare_are_refused_when_composed() -> No
         methods.online_ipo(pairs="uniform", opponents=0)
 
 
-def test_a_silent_judge_is_named_by_its_rows() -> None:
+def test_rows_of_a_silent_judge_are_left_out_and_named() -> None:
     judge = PreferenceTable(torch.as_tensor(RPS))
     judge.table = torch.stack([judge.table[0], judge.table[0] * torch.nan])
-    policy = TabularPolicy(torch.zeros(2, 3))
-    with pytest.raises(PreftuneError, match=r"no answer for rows \['second'\]"):
-        against_opponent(Context({"current": policy}, policy.rows(["first", "second"]), (judge,)), opponents=0)
+    policy, silent = TabularPolicy(torch.zeros(2, 3)), []
+    rows = against_opponent(Context({"current": policy}, policy.rows(["first", "second"]), (judge,), silent=silent), opponents=0)
+    assert (rows.id, silent) == (("first",), ["second"])
 
 
 # --- offline methods end where they should --------------------------------------------------------------------------

@@ -484,12 +484,12 @@ def test_a_sure_judge_makes_osp_dpo() -> None:
     assert torch.equal(step(methods.osp(0.5), LOG_MU[None], rows), step(methods.dpo(0.5), LOG_MU[None], hard))
 
 
-def test_a_judge_without_an_answer_is_named_by_its_rows() -> None:
+def test_rows_without_an_answer_are_left_out_and_named() -> None:
     table = PreferenceTable(torch.stack([bradley_terry(REWARD)] * 2))
     table.table = torch.stack([table.table[0], table.table[0] * torch.nan])
-    policy = TabularPolicy(torch.zeros(2, N))
-    with pytest.raises(PreftuneError, match=r"no answer for rows \['second'\]"):
-        ranked_pairs(Context({"current": policy}, policy.rows(["first", "second"]), (table,)))
+    policy, silent = TabularPolicy(torch.zeros(2, N)), []
+    rows = ranked_pairs(Context({"current": policy}, policy.rows(["first", "second"]), (table,), silent=silent))
+    assert silent == ["second"] and len(rows) and all(name.startswith("first ") for name in rows.id)
 
 
 # --- labels that reward models have voted on ------------------------------------------------------------------------

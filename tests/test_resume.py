@@ -111,7 +111,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
-OTHERWISE = ("seconds", "judge_asked", "judge_known")  # what a resumed run does in another time, and knows from before
+# what a resumed run does in another time, knows from before, or had from a process that was killed before it could count
+OTHERWISE = ("seconds", "judge_asked", "judge_known", "tokens_sampled")
 
 
 def steps_of(run: Path) -> list[dict[str, Any]]:

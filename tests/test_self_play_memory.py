@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from preftune.collect.drawing import drawing
 from preftune.learner import GradientLearner
@@ -61,7 +62,7 @@ def reachable(root: Any) -> Storages:
 def alive() -> Storages:
     """Of all tensors that Python knows in this process."""
     gc.collect()
-    return storages(one for one in gc.get_objects() if isinstance(one, Tensor))
+    return storages(one for one in gc.get_objects() if type(one) in (Tensor, Parameter))  # others may hold no numbers
 
 
 def total(found: Storages) -> int:
