@@ -81,6 +81,21 @@ class Asker:
         nothing = torch.full((size,), math.nan)
         return torch.stack([found.get(key, nothing) for key in keys]) if keys else torch.empty(0, size)
 
+    def grade(self, rows: Rows, y: Any, size: int) -> Tensor:
+        """float64 [B, K, size] about each response by itself."""
+        prompts, responses = texts(rows, y)
+        asked = [Question(prompt, (x,)) for prompt, xs in zip(prompts, responses, strict=True) for x in xs]
+        return self.ask(asked, size).double().reshape(*y.shape, size)
+
+    def compare(self, rows: Rows, a: Any, b: Any, size: int, alike: float) -> Tensor:
+        """float64 [B, K, M, size] about each pair, a shown first; `alike` for equal texts, which are not asked about."""
+        (prompts, first), second = texts(rows, a), b.show()
+        asked = [Question(prompt, (x, y)) for prompt, xs, ys in zip(prompts, first, second, strict=True) for x in xs for y in ys]
+        differ = torch.tensor([len(set(question.responses)) == 2 for question in asked], dtype=torch.bool)
+        found = torch.full((len(asked), size), alike, dtype=torch.float64)
+        found[differ] = self.ask([question for question in asked if len(set(question.responses)) == 2], size).double()
+        return found.reshape(len(rows), a.shape[1], b.shape[1], size)
+
 
 def texts(rows: Rows, y: Any) -> tuple[list[Said], list[list[str]]]:
     """The prompts [B] and the responses [B][K] as a person reads them."""
@@ -98,12 +113,7 @@ class Comparing:
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
         """float64 P(a beats b) [B, K, M], a shown first; NaN where there was no answer. Equal texts are not asked about: 1/2."""
-        (prompts, first), second = texts(rows, a), b.show()
-        asked = [Question(p, (x, y)) for p, xs, ys in zip(prompts, first, second, strict=True) for x in xs for y in ys]
-        differ = torch.tensor([len(set(question.responses)) == 2 for question in asked], dtype=torch.bool)
-        found = torch.full((len(asked),), 0.5, dtype=torch.float64)
-        found[differ] = self.asker.ask([question for question in asked if len(set(question.responses)) == 2], 1).double().flatten()
-        return found.reshape(len(rows), a.shape[1], b.shape[1])
+        return self.asker.compare(rows, a, b, 1, alike=0.5)[..., 0]
 
 
 class Grading:
@@ -114,9 +124,7 @@ class Grading:
 
     def score(self, rows: Rows, y: Any, key: Key) -> Tensor:
         """float64 [B, K]; NaN where there was no answer."""
-        prompts, shown = texts(rows, y)
-        asked = [Question(p, (x,)) for p, xs in zip(prompts, shown, strict=True) for x in xs]
-        return self.asker.ask(asked, 1).double().reshape(y.shape)
+        return self.asker.grade(rows, y, 1)[..., 0]
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
         """float64 P(a beats b) [B, K, M]."""

@@ -21,7 +21,7 @@ from ..objectives.judge_training import skew
 from ..policies.text.logprob import consecutive
 from ..policies.text.model import TextPolicy
 from ..types import Key, PreftuneError, Rows
-from .asking import Answer, Asker, Question, texts
+from .asking import Answer, Asker, Question
 from .comparison import shown
 
 AT_ONCE = 16384  # tokens that are run between two writes to the disk
@@ -50,11 +50,8 @@ class Headed:
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """[size] numbers for each question; prompts and responses are never cut."""
-        if not questions:
-            return
-        rows = encoded(self.policy, questions, self.name)
-        for part in consecutive(self.policy.tokens(rows), AT_ONCE):
-            scored = self.policy.score_heads(rows.take(part))
+        for part, rows in passes(self.policy, questions, self.name):
+            scored = self.policy.score_heads(rows)
             outputs = torch.cat([scored.heads[name][:, 0].unflatten(1, (self.draws, -1)) for name in self.names], 2)
             for i, values in zip(part, outputs.flatten(1).tolist(), strict=True):
                 if not all(map(math.isfinite, values)):
@@ -63,6 +60,15 @@ class Headed:
                         "numbers; its training went wrong: train it again at a lower lr"
                     )
                 yield i, tuple(values)
+
+
+def passes(policy: TextPolicy, questions: Sequence[Question], name: str) -> Iterator[tuple[Sequence[int], Rows]]:
+    """(positions, their rows) of what is run between two writes to the disk."""
+    if not questions:
+        return
+    rows = encoded(policy, questions, name)
+    for part in consecutive(policy.tokens(rows), AT_ONCE):
+        yield part, rows.take(part)
 
 
 def encoded(policy: TextPolicy, questions: Sequence[Question], name: str) -> Rows:
@@ -108,20 +114,12 @@ class Member:
 
     def ask(self, rows: Rows, y: Any) -> Tensor:
         """float64 [draws, B, K, C] about each response by itself."""
-        prompts, responses = texts(rows, y)
-        questions = [Question(prompt, (x,)) for prompt, row in zip(prompts, responses, strict=True) for x in row]
-        found = self.asker.ask(questions, self.size).double()
-        return found.reshape(*y.shape, self.draws, self.size // self.draws).permute(2, 0, 1, 3)
+        found = self.asker.grade(rows, y, self.size)
+        return found.unflatten(-1, (self.draws, self.size // self.draws)).permute(2, 0, 1, 3)
 
     def compare(self, rows: Rows, a: Any, b: Any) -> Tensor:
         """float64 [draws, B, K, M]: the logit that the first shown of a comparison wins, a shown first; 0 for equal texts, unasked."""
-        prompts, first = texts(rows, a)
-        pairs = zip(prompts, first, b.show(), strict=True)
-        asked = [Question(prompt, (x, y)) for prompt, xs, ys in pairs for x in xs for y in ys]
-        differ = torch.tensor([len(set(one.responses)) == 2 for one in asked], dtype=torch.bool)
-        found = torch.zeros(len(asked), self.draws, dtype=torch.float64)
-        found[differ] = self.asker.ask([one for one in asked if len(set(one.responses)) == 2], self.size).double()
-        return found.reshape(len(rows), a.shape[1], b.shape[1], self.draws).permute(3, 0, 1, 2)
+        return self.asker.compare(rows, a, b, self.size, alike=0.0).permute(3, 0, 1, 2)
 
 
 def even(z: Tensor) -> Tensor:

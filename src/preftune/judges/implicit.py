@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policies.text.logprob import consecutive, engine
+from ..policies.text.logprob import engine
 from ..policies.text.model import TextPolicy, load
 from ..types import Key, PreftuneError, Rows
-from .asking import Answer, Asker, Question, texts
-from .headed import AT_ONCE, encoded, even, words_of
+from .asking import Answer, Asker, Question
+from .headed import even, passes, words_of
 
 
 @dataclass
@@ -29,11 +29,7 @@ class LogRatios:
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """Two numbers for each question; prompts and responses are never cut."""
-        if not questions:
-            return
-        rows = encoded(self.policy, questions, self.name)
-        for part in consecutive(self.policy.tokens(rows), AT_ONCE):
-            some = rows.take(part)
+        for part, some in passes(self.policy, questions, self.name):
             ratio = self.policy.score(some).logp - self.reference.score(some).logp
             for i, nats, tokens in zip(part, ratio[:, 0].tolist(), some.response.length[:, 0].tolist(), strict=True):
                 yield i, (nats, float(tokens))
@@ -53,11 +49,8 @@ class ImplicitReward:
 
     def score(self, rows: Rows, y: Any, key: Key) -> Tensor:
         """float64 [B, K]."""
-        prompts, responses = texts(rows, y)
-        questions = [Question(prompt, (x,)) for prompt, row in zip(prompts, responses, strict=True) for x in row]
-        found = self.asker.ask(questions, 2).double()
-        reward = self.beta * (found[:, 0] / found[:, 1] if self.per_token else found[:, 0])
-        return reward.reshape(y.shape)
+        nats, tokens = self.asker.grade(rows, y, 2).unbind(-1)
+        return self.beta * (nats / tokens if self.per_token else nats)
 
     def prefer(self, rows: Rows, a: Any, b: Any, key: Key) -> Tensor:
         """float64 P(a beats b) [B, K, M]."""
