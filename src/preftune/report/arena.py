@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..types import PreftuneError
-from .page import _fingerprint
+from .page import opening
 from .run import number, show, span
 
 CELL, ROW, TOP = 92, 52, 34  # of a heat map, in units of its view
@@ -59,12 +59,7 @@ def page(result: Result, told: Sequence[Mapping[str, Any]]) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in result["notes"])
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            # only this style sheet may act, whatever a model wrote into an answer
-            f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src {_fingerprint(style)}; img-src data:">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title><style>{style}</style></head><body>",
+            opening(title, style),
             _header(result, title),
             f'<ul class="findings">{said}</ul>',
             f"<h2>Leaderboard</h2>{_leaderboard(board)}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..judge_quality import Bin, Group, JudgeTest
-from .page import _fingerprint
+from .page import opening
 from .run import number, show, span
 
 SIDE = 320  # of the picture
@@ -17,16 +17,11 @@ SIDE = 320  # of the picture
 def page(title: str, found: JudgeTest, meanings: Mapping[str, str]) -> str:
     """The whole page as text; it asks nothing of the network and runs nothing. `meanings`: the measures to show, in order."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; style-src {_fingerprint(style)}; img-src data:"
     measures = [(name.replace("_", " "), said, found.measures[name]) for name, said in meanings.items() if name in found.measures]
     counted = f"{found.rows} rows, {found.pairs} labelled pairs; {found.asked} answers needed, {found.silent} missing"
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title><style>{style}</style></head><body>",
+            opening(title, style),
             f"<header><h1>{escape(title)}</h1><p>{counted}, {number(found.seconds):.3g} seconds.</p></header>",
             "".join(f"<p>{escape(note)}</p>" for note in found.notes),
             "<h2>Measures</h2>",

@@ -42,15 +42,9 @@ def page(run: RunFiles) -> str:
     style = here.with_name("page.css").read_text(encoding="utf-8")
     script = here.with_name("page.js").read_text(encoding="utf-8")
     title = _title(run)
-    # only this style sheet and this script may act, whatever a model wrote into a sample
-    policy = f"default-src 'none'; style-src {_fingerprint(style)}; script-src {_fingerprint(script)}; img-src data:"
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title><style>{style}</style></head><body>",
+            opening(title, style, script),
             _header(run, title),
             _findings(run),
             _tables(run),
@@ -60,6 +54,21 @@ def page(run: RunFiles) -> str:
             f"<footer>Written by preftune from <code>{escape(run.folder.resolve().name)}</code>: config.json, metrics.jsonl, "
             "evaluation.json and samples.jsonl hold every number of this page.</footer>",
             f"<script>{script}</script></body></html>\n",
+        ]
+    )
+
+
+def opening(title: str, style: str, script: str = "") -> str:
+    """A page up to its body. Only this style sheet and this script may act, whatever a model wrote into what is shown."""
+    acts = f"script-src {_fingerprint(script)}; " if script else ""
+    policy = f"default-src 'none'; style-src {_fingerprint(style)}; {acts}img-src data:"
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
+            f"<title>{escape(title)}</title><style>{style}</style></head><body>",
         ]
     )
 
