@@ -153,7 +153,7 @@ def train(
         "data_fingerprint": getattr(feed, "fingerprint", None),
         "objects": [part for part, value in given.items() if not isinstance(value, str | Path | float | int | None)],
     }
-    memory, more = _memory(policy, composed, feed, config, _written(folder) if resume else None)
+    memory, more = _memory(policy, composed, feed, config, written(folder) if resume else None)
     described["memory"] = None if memory is None else dataclasses.asdict(memory)
     processes.once(lambda: folder.mkdir(parents=True, exist_ok=True))
     if not folder.is_dir():
@@ -218,7 +218,7 @@ def resume(
     """Go on with an interrupted run, with the settings in its config.json. A judge that is no name has to be given again."""
     if not (Path(folder) / "config.json").exists():
         raise PreftuneError(f"{folder} has no config.json, needed the folder of a run; `preftune train --out` writes one")
-    made = _written(Path(folder))
+    made = written(Path(folder))
     if made is None:
         raise PreftuneError(f"{folder} holds a config.json that is no run's, needed the folder of a run; `preftune train --out` writes one")
     if method is not None and method != made["method"]:
@@ -534,12 +534,12 @@ def _alone(folder: Path) -> Iterator[None]:
 def _fresh(folder: Path) -> None:
     if any((folder / part).exists() for part in ("metrics.jsonl", "checkpoints", "rounds", "rows")):  # config.json alone has lost nothing
         raise PreftuneError(f"{folder} holds a run already, needed a new folder; choose another --out, or go on with --resume {folder}")
-    if (folder / "config.json").exists() and _written(folder) is None:
+    if (folder / "config.json").exists() and written(folder) is None:
         raise PreftuneError(f"{folder} holds a config.json that is no run's, needed a new folder, no model's; choose another --out")
     checkpoint.check_room(folder, 0)
 
 
-def _written(folder: Path) -> dict[str, Any] | None:
+def written(folder: Path) -> dict[str, Any] | None:
     """What a run wrote to its config.json; None where that of a model stands there, or nothing that can be read."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from . import provenance
-from .api import load_data, load_policy, resolve_judge
+from .api import load_data, load_policy, resolve_judge, written
 from .data.columns import Record
 from .data.feed import narrow
 from .evaluation import Interval
@@ -290,11 +290,7 @@ def run_of(model: Path) -> tuple[Path, dict[str, Any]] | None:
     if not model.is_dir():
         return None
     folder = model.resolve().parent
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return (folder, found) if isinstance(found, dict) and {"method", "data", "model", "objects"} <= found.keys() else None
+    return None if (found := written(folder)) is None else (folder, found)
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------------------------
