@@ -34,7 +34,10 @@ from preftune.exact.voting import circles
 from preftune.policies.text import load as load_policy
 from preftune.types import Judge, Key
 
-RATES = (1e-4, 3e-4, 1e-3)  # at 3e-3 the model falls silent within 24 updates
+RATES = {  # the small language model falls silent at 3e-3 within 24 updates
+    "small": (3e-5, 1e-4, 3e-4),
+    "smollm2": (1e-4, 3e-4, 1e-3),
+}
 ARMS = (
     Arm("EGPO", "egpo", {"beta": TAU}, asks=4, writes=6),
     Arm("Online-IPO 1", "online-ipo", {"tau": TAU, "pairs": "uniform"}, asks=2, writes=3),
@@ -44,7 +47,6 @@ ARMS = (
 )
 MOST = max(arm.asks for arm in ARMS)
 LARGE = ("EGPO", "Online-IPO 1", "Nash-MD")  # on SmolLM2
-LARGE_RATE = 1e-3
 LARGE_PROMPTS = [
     f"Write one sentence from a {kind}." for kind in ("movie review", "film review", "review of a film", "critic's film column")
 ]
@@ -87,12 +89,14 @@ def play(bed: Bed, arm: Arm, lr: float, seed: int, marks: Sequence[int], batch: 
     return found
 
 
-def tune(bed: Bed, kept: Kept, arms: Sequence[Arm], steps: int, batch: int, still: Sequence[Sequence[str]]) -> dict[str, Any]:
+def tune(
+    bed: Bed, kept: Kept, arms: Sequence[Arm], rates: Sequence[float], steps: int, batch: int, still: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     """For every arm and budget what each rate is worth on a seed of its own: win rate against the start less beta KL."""
     found: dict[str, Any] = {}
     for arm in arms:
         at = ends(arm, steps)
-        for lr in RATES:
+        for lr in rates:
             settings = [asdict(arm), lr, at, batch, bed.settings()]
             make = partial(play, bed, arm, lr, TUNING_SEED, sorted(set(at.values())), batch)
             run = kept.run(f"tune {arm.name} lr {lr:g}", settings, make)
@@ -114,12 +118,12 @@ def grid(options: argparse.Namespace) -> None:
     steps, batch = options.steps or (2 if options.tiny else 8 if large else 24), 4 if large or options.tiny else TRAINING["batch"]
     arms = chosen(ARMS, options.methods or (LARGE if large else None))
     still = {seed: bed.look(bed.reference, Key.of(seed).fold("start"))["texts"] for seed in (TUNING_SEED, *options.seeds)}
-    tuned = None if large else tune(bed, kept, arms, steps, batch, still[TUNING_SEED])
+    tuned = tune(bed, kept, arms, RATES[options.model], steps, batch, still[TUNING_SEED])
     runs: dict[str, dict[str, dict[int, Any]]] = {"updates": {}, "calls": {}}
     for seed in options.seeds:
         for arm in arms:
             at = ends(arm, steps)
-            rate = {b: LARGE_RATE if tuned is None else float(max(tuned[b][arm.name], key=tuned[b][arm.name].get)) for b in at}
+            rate = {b: float(max(tuned[b][arm.name], key=tuned[b][arm.name].get)) for b in at}
             for lr in sorted(set(rate.values())):
                 marks = sorted({at[budget] for budget in at if rate[budget] == lr})
                 settings = [asdict(arm), lr, marks, batch, bed.settings()]
@@ -127,7 +131,7 @@ def grid(options: argparse.Namespace) -> None:
                 for budget in (b for b in at if rate[b] == lr and run is not None):
                     look = run["looks"][str(at[budget])]
                     runs[budget].setdefault(arm.name, {})[seed] = look | {"lr": lr, "step": at[budget], "commit": run["commit"]}
-    text = grid_text(bed, runs, still, tuned, quality, told_of, batch, large)
+    text = grid_text(bed, runs, still, tuned, RATES[options.model], quality, told_of, batch, large)
     print(text)
     if options.page:
         write_section(options.page, "self_play_smollm2" if large else "self_play_grid", text)
@@ -239,7 +243,15 @@ def quality_of(bed: Bed, quality: Mapping[str, Any], still: Sequence[Sequence[st
 
 
 def grid_text(
-    bed: Bed, runs: Any, still: Mapping[int, Any], tuned: Any, quality: Mapping[str, Any], told_of: Any, batch: int, large: bool
+    bed: Bed,
+    runs: Any,
+    still: Mapping[int, Any],
+    tuned: Any,
+    rates: Sequence[float],
+    quality: Mapping[str, Any],
+    told_of: Any,
+    batch: int,
+    large: bool,
 ) -> str:
     """The section, of the seeds that all methods have finished."""
     first = next(iter(some_finished(runs["updates"]).values()))
@@ -251,36 +263,31 @@ def grid_text(
         for p in range(len(bed.prompts))
     ]
     steps = first[whole[0]]["step"]
-    rates = (
-        f"lr {LARGE_RATE:g}, not tuned."
-        if tuned is None
-        else f"Each method has the best of the rates\n{', '.join(f'{lr:g}' for lr in RATES)} on a seed of its own, for each budget, "
+    chosen_rates = (
+        f"Each method has the best of the rates\n{', '.join(f'{lr:g}' for lr in rates)} on a seed of its own, for each budget, "
         "by its win rate against the start less beta KL."
     )
     intro = GRID.format(
         title="EGPO and its rivals on SmolLM2" if large else "EGPO and its rivals on a language model",
         model="SmolLM2-135M with fresh adapters" if large else "The small language model (0.9 M weights, all of them trained)",
-        prompts=len(bed.prompts), tau=TAU, batch=batch, tokens=bed.policy.max_new_tokens, warm=bed.warm, rates=rates,
+        prompts=len(bed.prompts), tau=TAU, batch=batch, tokens=bed.policy.max_new_tokens, warm=bed.warm, rates=chosen_rates,
         planes=JUDGING["planes"], pairs=PAIRS["train"], quality=quality_of(bed, quality, still[whole[0]], late),
         command=told_of["command"], steps=steps, asked=MOST * batch * steps, seeds=len(whole),
     )  # fmt: skip
-    lines = [intro]
-    if tuned is not None:
-        head = ["method", *(f"{budget}, {lr:g}" for budget in BUDGETS for lr in RATES)]
-        worth = [[name, *(f"{tuned[b][name][f'{lr:g}']:.3f}" for b in BUDGETS for lr in RATES)] for name in tuned["updates"]]
-        lines += [
-            "What the rates are worth (win rate less beta KL, one seed; standing still is worth 0.5):",
-            "",
-            *lines_of(head, worth),
-            "",
-        ]
-        least = f"{min(RATES):g}"
-        timid = {b: ", ".join(name for name, of in tuned[b].items() if max(of, key=of.get) == least) or "none" for b in BUDGETS}
-        lines += [
-            f"The least rate is the best, at equal updates: {timid['updates']}; at equal questions: {timid['calls']}.",
-            "In such a budget a larger one costs more KL by noise than it wins. A lead of a method with a larger rate than another's is a",
-            "lead of the rate as well.\n",
-        ]
+    head = ["method", *(f"{budget}, {lr:g}" for budget in BUDGETS for lr in rates)]
+    worth = [[name, *(f"{tuned[b][name][f'{lr:g}']:.3f}" for b in BUDGETS for lr in rates)] for name in tuned["updates"]]
+    least = f"{min(rates):g}"
+    timid = {b: ", ".join(name for name, of in tuned[b].items() if max(of, key=of.get) == least) or "none" for b in BUDGETS}
+    lines = [
+        intro,
+        "What the rates are worth (win rate less beta KL, one seed; standing still is worth 0.5):",
+        "",
+        *lines_of(head, worth),
+        "",
+        f"The least rate is the best, at equal updates: {timid['updates']}; at equal questions: {timid['calls']}.",
+        "In such a budget a larger one costs more KL by noise than it wins. A lead of a method with a larger rate than another's is a",
+        "lead of the rate as well.\n",
+    ]
     for budget in BUDGETS:
         lines += budget_lines(bed, budget, runs[budget], still, batch)
     commits = ", ".join(sorted({look["commit"][:10] for found in runs.values() for some in found.values() for look in some.values()}))
