@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from chat_server import CUT, HANG, chat, refusal, said
+from preftune import client
 from preftune.api import resolve_judge
-from preftune.judges import client
 from preftune.judges.asking import Comparing, Grading, Question
 from preftune.judges.endpoint import endpoint
 from preftune.judges.rubric import Rubric, rubric_of
@@ -356,7 +356,7 @@ def test_an_interrupt_waits_for_no_answer() -> None:
 
 def test_an_interrupted_process_ends_while_requests_hang() -> None:
     program = (
-        "import sys\nfrom preftune.judges.client import Client, each\nclient = Client(sys.argv[1])\n"
+        "import sys\nfrom preftune.client import Client, each\nclient = Client(sys.argv[1])\n"
         "print('asking', flush=True)\n"
         "list(each(lambda item, stop: client.chat([], stop=stop), range(3), 3))"
     )

@@ -22,9 +22,9 @@ import torch
 
 import outside
 import preftune.api as api
-from preftune import checkpoint
+from preftune import checkpoint, client
 from preftune.api import resolve_judge
-from preftune.judges import client, combine, rules, service
+from preftune.judges import combine, rules, service
 from preftune.judges.asking import Answer, Comparing, Question
 from preftune.policies.text.characters import Characters
 from preftune.policies.text.tokens import encode

@@ -18,7 +18,7 @@ PACKAGE = Path(preftune.__file__).parent
 # From the ground up: a layer may import the layers above it in this list. Within a line, what stands on the two sides of
 # "|" does not know each other; what stands on one side does.
 LAYERS = (
-    "types numerics processes",
+    "types numerics processes client",
     "logic ranking",
     "objectives | exact",
     "policies",

@@ -8,8 +8,8 @@ import pytest
 
 import preftune
 from chat_server import chat, refusal, said
+from preftune import client
 from preftune.cli import main
-from preftune.judges import client
 from preftune.types import PreftuneError
 
 

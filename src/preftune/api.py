@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from . import checkpoint, processes, provenance, training
 from . import evaluation as measures
+from .client import is_address
 from .judges.shared import shared
 from .learner import ROWS, GradientLearner
 from .log import Log, write_whole
@@ -359,11 +360,6 @@ def resolve_judge(judge: Any) -> Judge:
         place = name if ":" in name else lookup(name, JUDGES, "judge")
     function = import_function(place, "a function that returns a judge")
     return function(**arguments(function, given, f"option of the judge {name}"))  # type: ignore[no-any-return]
-
-
-def is_address(name: Any) -> bool:
-    """Whether a model or judge is asked over HTTP."""
-    return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 def load_data(spec: Any, **options: Any) -> Any:

@@ -523,7 +523,8 @@ class _Keeper:
 
 
 class _Spent:
-    """What play has cost since the run began, all processes together: tokens sampled, questions that judges were asked and knew.
+    """What play has cost since the run began, all processes together: tokens sampled, questions that judges were asked and knew; and how
+    far the log-probs of a sampler of its own were from the policy's.
 
     A resumed run goes on from its log. Samples and questions of evaluations count too.
     """
@@ -542,7 +543,8 @@ class _Spent:
         return {name: sum(processes.gather(number)) for name, number in {**drawn, **asked}.items()}
 
     def so_far(self) -> Metrics:
-        return {name: number - self.start[name] for name, number in self.now().items()}
+        sampler = getattr(getattr(self.policy, "network", None), "sampler", None)
+        return {name: number - self.start[name] for name, number in self.now().items()} | (sampler.gap if sampler else {})
 
 
 class _Signals:

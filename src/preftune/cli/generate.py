@@ -34,7 +34,8 @@ def generate(
     how = pairs(load or [], "--load")
     read_as = reading(pairs(read or [], "--read"), pairs(rename or [], "--rename"))
     from ..api import generate as run
-    from ..api import is_address, load_data
+    from ..api import load_data
+    from ..client import is_address
 
     prompts = [record.prompt for record in load_data(data, **read_as)] if data else list(prompt or [])
     answers = run(

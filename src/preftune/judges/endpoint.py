@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..client import Bill, Client, Refused, each
 from ..types import PreftuneError
 from .asking import Answer, Comparing, Grading, Question
-from .client import Bill, Client, Refused, each
 from .rubric import Mode, Rubric, digest, rubric_of
 
 MANY = 8  #  refused requests, and not one answered, by which we know that it is not the questions

@@ -18,11 +18,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from ..client import each
 from ..data.files import LINE, open_table
 from ..policies.text.tokens import Said
 from ..types import PreftuneError
 from .asking import Answer, Grading, Question
-from .client import each
 from .rubric import digest
 
 SURE = 10.0  #    slope of what is right or wrong: right beats wrong with probability 1 - 5e-5

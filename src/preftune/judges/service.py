@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..client import Client, each, is_loopback
 from ..data.columns import Record
 from ..policies.text.characters import Characters
 from ..policies.text.tokens import Said, encode
 from ..types import Judge, Key, PreftuneError
 from .asking import Answer, Asker, Comparing, Grading, Question
-from .client import Client, each, is_loopback
 from .rubric import digest
 
 TOKEN_ENV = "PREFTUNE_JUDGE_TOKEN"

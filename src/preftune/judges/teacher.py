@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..client import Client, each
 from ..types import Key, PreftuneError
-from .client import Client, each
 
 NAMES = {"max_new_tokens": "max_tokens"}  # of decoding options that endpoints call otherwise
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "stop": ()}  # what endpoints do unless told; not all of them know these names

@@ -45,19 +45,7 @@ def generate(
     that they leave of the tempered law is kept as well. A response ends with its end-of-turn token, with the token that completes one of
     the texts in `stop`, or without either after max_new_tokens. tokens_per_batch bounds the cache, not the result.
     """
-    if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p < 1 or "" in stop:
-        raise PreftuneError(
-            f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}, stop={stop}; "
-            "needed are n and max_new_tokens from 1, temperature and top_k from 0, 0 < top_p <= 1, 0 <= min_p < 1 and stops that are not "
-            "empty; correct the value"
-        )
-    if any(isinstance(p, Shifted) for p in rows.prompt):
-        raise PreftuneError("responses to prompts with moved embeddings were asked for; only scoring knows them; sample before perturbing")
-    prompts = [tuple(p) or ((policy.bos,) if policy.bos is not None else ()) for p in rows.prompt]
-    for name, prompt in zip(rows.id, prompts, strict=True):
-        if not prompt:
-            raise PreftuneError(f"row {name}: the prompt has no tokens and the tokenizer no bos token; give the row a prompt")
-    policy.network.check_length(max(map(len, prompts), default=0) + max_new_tokens)
+    prompts = checked(policy, rows, n, temperature, top_k, top_p, min_p, stop, max_new_tokens)
     uniforms = numpy.stack([key.fold("sample", s).uniform(rows.id, max_new_tokens) for s in range(n)], axis=1)  # [B, n, T]
     choose, ends = Choice(temperature, top_k, top_p, min_p), Ends(policy.stops, policy.tokenizer, stop)
     found: dict[tuple[int, int], Sample] = {}
@@ -71,6 +59,34 @@ def generate(
     table = [[found[b, s] for s in range(n)] for b in range(len(prompts))]
     pick = lambda name: tuple(tuple(getattr(sample, name) for sample in row) for row in table)
     return TextResponses(pick("tokens"), pick("logp"), policy.tokenizer, kept=pick("kept") if choose.truncates else None)
+
+
+def checked(
+    policy: TextPolicy | TextMixture,
+    rows: Rows,
+    n: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    stop: Sequence[str],
+    max_new_tokens: int,
+) -> list[Tokens]:
+    """The prompts [B] as they are written behind, once all that is asked for can be done."""
+    if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p < 1 or "" in stop:
+        raise PreftuneError(
+            f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}, stop={stop}; "
+            "needed are n and max_new_tokens from 1, temperature and top_k from 0, 0 < top_p <= 1, 0 <= min_p < 1 and stops that are not "
+            "empty; correct the value"
+        )
+    if any(isinstance(p, Shifted) for p in rows.prompt):
+        raise PreftuneError("responses to prompts with moved embeddings were asked for; only scoring knows them; sample before perturbing")
+    prompts = [tuple(p) or ((policy.bos,) if policy.bos is not None else ()) for p in rows.prompt]
+    for name, prompt in zip(rows.id, prompts, strict=True):
+        if not prompt:
+            raise PreftuneError(f"row {name}: the prompt has no tokens and the tokenizer no bos token; give the row a prompt")
+    policy.network.check_length(max(map(len, prompts), default=0) + max_new_tokens)
+    return prompts
 
 
 class Sample(NamedTuple):

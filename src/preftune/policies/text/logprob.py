@@ -36,6 +36,7 @@ from .tokens import Pair, Prompt, Shifted, Tokens
 if TYPE_CHECKING:
     from .decode import Shared
     from .lean import Attended
+    from .vllm import Vllm
 
 CHUNK = 1 << 24  # logits that a head which is not fused makes at a time: 64 MiB in float32
 PROBE = 24  #      tokens of the sequence that checks the cuts of a model
@@ -141,6 +142,7 @@ class Network(nn.Module):
         self.embeddings_flaw: str | None = None  # why they cannot take the place of ids; None: not asked yet
         self.shards: Shards | None = None  #   where every process holds a part of the weights
         self.width = 0  #                      d of the last hidden state
+        self.sampler: Vllm | None = None  #    what writes samples in place of this network
         self.drawn = 0  #                      tokens of all samples so far, in this process
         self.depth = max((len(child) for child in decoder.children() if isinstance(child, nn.ModuleList)), default=0)  # layers
         self.digests: dict[str, bytes] = {}  # of tensors that do not train

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ... import processes
+from ...client import is_address
 from ...types import Head, Key, PreftuneError, Rows, Scored, Want
 from ..heads import PooledHead, head_parameters, make_heads, without_heads
 from .cache import CachedReference, LogpCache, cache_folder, remember
@@ -28,6 +29,7 @@ from .memory import keep_freed, layers_of, repeatable
 from .mixture import TextMixture
 from .sharding import Shards
 from .tokens import Counts, Pair, Shifted, TextResponses, Tokens, encode, end_of_turn, revision, token_ids
+from .vllm import Vllm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -64,10 +66,17 @@ class TextPolicy:
     def sample(self, rows: Rows, n: int, key: Key, **decoding: Any) -> TextResponses:
         """n responses [B, n] with their log-probs kept; decoding options are those of `generate.generate`."""
         decoding = {"max_new_tokens": self.max_new_tokens, **decoding}
-        found = by_row(rows, lambda part: self.run(self.generate, part, n, key, **decoding), self.tokenizer)
+        found = by_row(rows, self.writes(n, key, decoding), self.tokenizer)
         if self.keeping is not None:
             remember(self, rows.replace(response=found, present=None), self.keeping)
         return found
+
+    def writes(self, n: int, key: Key, decoding: Mapping[str, Any]) -> Callable[[Rows], TextResponses]:
+        """What writes the responses to some of the rows."""
+        if (sampler := self.network.sampler) is None:
+            return lambda part: self.run(self.generate, part, n, key, **decoding)  # type: ignore[no-any-return]
+        model = sampler.hold(self)
+        return lambda part: sampler.sample(self, model, part, n, key, **decoding)
 
     def generate(self, *request: Any, **decoding: Any) -> TextResponses:
         """`generate.generate` of this policy whose parameters are in the module."""
@@ -398,6 +407,8 @@ def load(
     engine: str = "fast",
     trunk_bytes: int = 1 << 30,
     trunk_tokens: int | None = None,
+    sampler: str | None = None,
+    sampler_args: str = "",
     seed: int = 0,
 ) -> TextPolicy:
     """A policy from a folder, a hub id, a PEFT adapter folder or a .gguf file. Weights are read from safetensors only.
@@ -419,6 +430,9 @@ def load(
     trunk_bytes       memory for hidden states of frozen lower layers (train=k); 0 switches that off
     trunk_tokens      tokens_per_batch of those layers; None: 16384, on a CPU 1024, or 0 where a number's last bits depend on what is
                       computed with it, so that a resumed run repeats every bit
+    sampler           "vllm", a Python interpreter that has vLLM, or the address of a vLLM server: it writes the samples, and gets the
+                      weights when they have moved; None: the loop of this package. See docs/vllm.md
+    sampler_args      further arguments for a vLLM that is started here: "--gpu-memory-utilization 0.3"
     resize_embeddings say so if you added tokens to the tokenizer on purpose
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -428,6 +442,15 @@ def load(
     for name, value in (("tokens_per_batch", tokens_per_batch), ("trunk_tokens", trunk_tokens)):
         if value is not None and value < 0:
             raise PreftuneError(f"{name} is {value}, needed a number of tokens, or 0 for one response a pass; leave it out for the default")
+    if sampler and processes.sharding():
+        raise PreftuneError(
+            f"sampler={sampler} was asked for together with FSDP, whose shards are not handed to vLLM; leave one of them out: samples "
+            "are then written by this package's loop"
+        )
+    if sampler_args and (not sampler or is_address(sampler)):
+        raise PreftuneError(
+            f"sampler_args is {sampler_args!r} and sampler {sampler!r}, needed a vLLM that is started here to give them to: sampler=vllm"
+        )
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     if place.type == "cpu":
@@ -484,6 +507,8 @@ def load(
         enable_checkpointing(network, len(layers_of(network.parts["decoder"])) if checkpointing is True else checkpointing)
     if processes.sharding():
         network.shard()
+    if sampler:
+        network.sampler = Vllm(sampler, base, precision, sampler_args)
     return TextPolicy(network, tokenizer, fresh=train in ("lora", "dora") and adapter is None)
 
 

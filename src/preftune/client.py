@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from ..types import Key, PreftuneError
+from .types import Key, PreftuneError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -134,14 +134,18 @@ class Client:
         """What the server has at a path, read from JSON."""
         return self.request(path, None, None)
 
-    def request(self, path: str, body: bytes | None, stop: threading.Event | None) -> Any:
+    def send(self, path: str, body: Any) -> None:
+        """As `post`, where the answer says no more than that it was done."""
+        self.request(path, json.dumps(body).encode(), None, lambda _: None)
+
+    def request(self, path: str, body: bytes | None, stop: threading.Event | None, reads: Callable[[bytes], Any] = json.loads) -> Any:
         """One request and its retries. Errors: `Refused` for this request alone, otherwise PreftuneError."""
         stop = stop or threading.Event()
         jitter = Key.of(0).fold(path, hashlib.blake2b(body or b"", digest_size=16).hexdigest())
         for attempt in range(self.retries + 1):
             self.turn(stop)
             try:
-                found = self.once(path, body)
+                found = self.once(path, body, reads)
             except Passing as error:
                 reason = error
             else:
@@ -188,7 +192,7 @@ class Client:
         if stop.wait(seconds):
             raise Stopped
 
-    def once(self, path: str, body: bytes | None) -> Any:
+    def once(self, path: str, body: bytes | None, reads: Callable[[bytes], Any]) -> Any:
         """One try."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "preftune"}
         token = os.environ.get(self.key_env, "").strip() if self.key_env else ""
@@ -202,7 +206,7 @@ class Client:
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off
             raise Passing(f"{getattr(error, 'reason', error) or type(error).__name__}") from error
         try:
-            return json.loads(content)
+            return reads(content)
         except ValueError:
             raise Passing(f"an answer that is no JSON: {content[:80]!r}") from None
 
@@ -254,6 +258,11 @@ def checked_url(url: str) -> str:
     if parts.username or parts.password:
         raise PreftuneError(f"url names a password for {parts.hostname}, needed an address alone; put the key into an environment variable")
     return url.rstrip("/")
+
+
+def is_address(name: Any) -> bool:
+    """Whether a model, a judge or a sampler is asked over HTTP."""
+    return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 def is_loopback(host: str) -> bool:
