@@ -291,7 +291,9 @@ def test_empty_answers_are_left_out_and_counted(tmp_path: Path, world: Path, pre
     """An answer that is an end of turn and nothing else cannot be a row of a data file."""
     rows = rows_by_hand(["good", "", "bad"], score=torch.tensor([[1.0, 5.0, 0.0]], dtype=torch.float64))
     store.save(rows, store.path(tmp_path / "run" / "rounds", 0))
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"model": str(world / "model")}))
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps({"method": "sppo", "hyperparameters": {}, "objects": [], "model": str(world / "model")})
+    )
     _, out, _ = preftune("data", "export", "run", "out.jsonl", "--json")
     assert json.loads(out) == {"file": "out.jsonl", "rows": 1, "empty response": 1}
     (again,) = load(tmp_path / "out.jsonl")

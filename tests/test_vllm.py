@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import preftune.api as api
 from preftune.policies.text import vllm
@@ -136,6 +138,33 @@ def test_a_run_tells_how_far_the_two_engines_are_apart(model: Path, tmp_path: Pa
         gaps = [line["sampler_gap"] for line in run.history if "sampler_gap" in line]
         assert len(gaps) == 2 and max(gaps) < 1e-4
         assert len(server.sent("/v1/load_lora_adapter")) >= 3  # the start, half steps, the first step
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes that meet over gloo")
+def test_two_processes_share_a_server(model: Path, tmp_path: Path) -> None:
+    """The weights of one process, and weights are handed over by one of them."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(4)))
+    code = (
+        "import sys, preftune.api as api\n"
+        "load = {'train': 'lora', 'lora_r': 4, 'device': 'cpu', 'sampler': sys.argv[1]}\n"
+        "api.train(sys.argv[2], 'egpo', sys.argv[3], judge='length', out=sys.argv[4], load=load, steps=2, batch=4, lr=1e-3,"
+        " max_response=4, samples=0, progress=False)\n"
+    )
+    carried = []
+    for count in (1, 2):
+        with serving(model) as server, socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+            free.close()
+            command = [sys.executable, "-c", code, server.url, str(model), str(tmp_path / "prompts.jsonl"), str(tmp_path / f"run{count}")]
+            told = [{**meet, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+            runs = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **one}) for one in told]
+            assert [run.wait(timeout=120) for run in runs] == [0] * count
+            carried.append(len(server.sent("/v1/load_lora_adapter")))
+    assert carried[0] == carried[1]
+    alone, both = (load_file(tmp_path / f"run{count}" / "model" / "adapter_model.safetensors") for count in (1, 2))
+    assert all(torch.allclose(alone[name], both[name], atol=1e-5) for name in alone)
 
 
 def test_other_weights_than_the_policys_are_found_out(model: Path, tmp_path: Path) -> None:

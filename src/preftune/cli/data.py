@@ -128,15 +128,14 @@ def chosen(shelf: Path, which: int | None, last: bool) -> dict[int, list[Path]]:
 
 def words(run: Path, model: str | None) -> Any:
     """The tokenizer that a run's rows are read back with: the one named, otherwise that of its model; None for a table's numbers."""
-    import json
-
+    from ..api import written
     from ..policies.text.model import find_source, has_tokenizer
 
     if model is not None:
         return tokenizer(find_source(model))
     if has_tokenizer(run / "model"):
         return tokenizer(str(run / "model"))
-    name = json.loads((run / "config.json").read_text(encoding="utf-8")).get("model")
+    name = (written(run) or {}).get("model")
     return tokenizer(find_source(name)) if isinstance(name, str) else None
 
 
