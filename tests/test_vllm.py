@@ -5,6 +5,7 @@ With a server that speaks its protocol, and, where PREFTUNE_VLLM names a Python 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -247,6 +248,19 @@ def test_a_server_started_here_ends_with_its_run(tmp_path: Path, stand_in: str, 
         if how == "is killed":
             run.send_signal(signal.SIGKILL)
     assert gone(server)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="vLLM is started through a POSIX shell")
+def test_a_server_started_here_ends_with_its_policy(tmp_path: Path, stand_in: str) -> None:
+    """An arena opens one model after the other."""
+    folder = tiny_folder(tmp_path / "model", layers=1)
+    policy = load(folder, device="cpu", train="lora", sampler=stand_in)
+    policy.sample(asked(1), 1, Key.of(0), max_new_tokens=2)
+    server, scratch = int((folder / "server").read_text()), policy.network.sampler.folder
+    assert (scratch / "vllm.log").is_file()
+    del policy
+    gc.collect()
+    assert gone(server) and not scratch.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="vLLM is started through a POSIX shell")

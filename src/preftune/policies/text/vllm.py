@@ -7,7 +7,6 @@ log-probabilities, and the first of every sample are scored here as well: how fa
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import socket
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Vllm:
     def __init__(self, where: str, base: str, dtype: torch.dtype, arguments: str = "") -> None:
         self.where, self.base, self.dtype, self.arguments = where, base, dtype, arguments
         self.client: Client | None = None
+        self.folder = Path()  #                by which weights travel
+        self.handed = 0  #                     how often
         self.name = ""  #                      of the base model, at the server
         self.cpu = False  #                    whether the server computes on one
         self.held: str | None = None  #        fingerprint of the whole model that the server was handed
@@ -138,7 +140,7 @@ class Vllm:
         while len(self.adapters) > ADAPTERS:
             old = next(iter(self.adapters))
             processes.once(lambda old=old: self.asked().send("/v1/unload_lora_adapter", {"lora_name": old}))  # type: ignore[misc]
-            shutil.rmtree(self.adapters.pop(old).parent, ignore_errors=True)
+            shutil.rmtree(self.adapters.pop(old), ignore_errors=True)
 
     def replace(self, policy: TextPolicy) -> None:
         """Hand over a whole model; what the server had computed of prompts is void then."""
@@ -154,7 +156,7 @@ class Vllm:
         def swap() -> None:
             self.asked().send("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
             self.asked().send("/reset_prefix_cache", {})
-            shutil.rmtree(folder.parent, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
         processes.once(swap)
 
@@ -162,7 +164,8 @@ class Vllm:
         """The policy as a folder that the server reads."""
         from .model import save
 
-        return save(policy, Path(processes.once(lambda: tempfile.mkdtemp(prefix="preftune-vllm-"))) / "model", "")
+        self.handed += 1
+        return save(policy, self.folder / str(self.handed), "")
 
     # --- the server -------------------------------------------------------------------------------------------------
 
@@ -175,11 +178,9 @@ class Vllm:
         """Once: start the server where none runs, and look at what it is."""
         if self.client is not None:
             return
-        url = (
-            self.where
-            if is_address(self.where)
-            else processes.once(lambda: started(self.where, self.base, self.dtype, rank, self.arguments))
-        )
+        self.folder = Path(processes.once(lambda: tempfile.mkdtemp(prefix="preftune-vllm-")))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        url = self.where if is_address(self.where) else processes.once(lambda: self.start(rank))
         self.client = Client(url, key_env=KEY, timeout=PATIENCE)
         told = processes.once(lambda: about(self.asked()))
         self.name, self.cpu = told["name"], told["device"] == "cpu"
@@ -189,6 +190,41 @@ class Vllm:
             raise PreftuneError(
                 f"{url} takes adapters up to rank {told['rank']}, needed {rank}; start it with --enable-lora --max-lora-rank {room(rank)}"
             )
+
+    def start(self, rank: int) -> str:
+        """The address of a server that is started here, on this machine alone, and ends with this sampler or this process."""
+        python = sys.executable if self.where == "vllm" else self.where
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        lora = ("--enable-lora", "--max-lora-rank", str(room(rank))) if rank else ()
+        command = [
+            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", self.base, "--host", "127.0.0.1", "--port", str(port)),
+            *("--dtype", str(self.dtype).removeprefix("torch."), "--generation-config", "vllm", *lora, *self.arguments.split()),
+        ]
+        said = self.folder / "vllm.log"
+        with said.open("wb") as out:
+            server = subprocess.Popen(
+                ["sh", "-c", GUARD, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+                start_new_session=True,  # Ctrl-C is for the run, which still has to finish a step
+            )
+        weakref.finalize(self, end, server)
+        deadline = time.monotonic() + PATIENCE
+        while server.poll() is None and time.monotonic() < deadline:
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}"
+            time.sleep(0.2)
+        how = "ended" if server.poll() is not None else "does not answer"
+        last = " / ".join(said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+        raise PreftuneError(
+            f"vLLM, started by {python}, {how}: {last}; needed vLLM 0.32 or later: install it (docs/vllm.md), name a Python that has it, "
+            "sampler=/path/to/python, or give the address of a server"
+        )
 
 
 def about(client: Client) -> dict[str, Any]:
@@ -236,44 +272,7 @@ def written(choice: Any, url: str) -> tuple[Tokens, tuple[float, ...]]:
     return tuple(tokens), tuple(map(float, logp))
 
 
-def started(where: str, base: str, dtype: torch.dtype, rank: int, arguments: str) -> str:
-    """The address of a server that is started here, on this machine alone, and ends with this process."""
-    python = sys.executable if where == "vllm" else where
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="preftune-vllm-"))
-    lora = ("--enable-lora", "--max-lora-rank", str(room(rank))) if rank else ()
-    command = [
-        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", str(dtype).removeprefix("torch."), "--generation-config", "vllm", *lora, *arguments.split()),
-    ]
-    said = folder / "vllm.log"
-    with said.open("wb") as out:
-        server = subprocess.Popen(
-            ["sh", "-c", GUARD, "sh", *command],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
-            start_new_session=True,  # Ctrl-C is for the run, which still has to finish a step
-        )
-    atexit.register(end, server, folder)
-    deadline = time.monotonic() + PATIENCE
-    while server.poll() is None and time.monotonic() < deadline:
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
-                return f"http://127.0.0.1:{port}"
-        time.sleep(0.2)
-    last = " / ".join(said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
-    how = "ended" if server.poll() is not None else "does not answer"
-    raise PreftuneError(
-        f"vLLM, started by {python}, {how}: {last}; needed vLLM 0.32 or later: install it (docs/vllm.md), name a Python that has it, "
-        "sampler=/path/to/python, or give the address of a server"
-    )
-
-
-def end(server: subprocess.Popen[bytes], folder: Path) -> None:
+def end(server: subprocess.Popen[bytes]) -> None:
     """Let the server go."""
     assert server.stdin is not None
     server.stdin.close()
@@ -281,4 +280,3 @@ def end(server: subprocess.Popen[bytes], folder: Path) -> None:
         server.wait(timeout=20)
     except subprocess.TimeoutExpired:
         server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
