@@ -122,6 +122,49 @@ def test_two_that_share_the_top_of_a_list_are_half_right() -> None:
     assert value(found, "accuracy") == pytest.approx((0.5 + 1 + 1) / 3)
 
 
+def ties(tied: tuple[float, ...], wrong: float, ref: float, ref_wrong: float, number: int = 1) -> list[Record]:
+    """A prompt of RewardBench 2 with several right answers, and its twin with one; texts are their values."""
+    of = lambda name, right, bad: Record(
+        f"{name}:{number}", f"{name} {number}", [*map(str, right), str(bad)], desirable=[True] * len(right) + [False],
+        meta={"subset": "Ties"},
+    )  # fmt: skip
+    return [of("tied", tied, wrong), of("ref", (ref,), ref_wrong)]
+
+
+def section(judge: Any, records: list[Record], name: str = "Ties") -> float | None:
+    return checked(judge, records).sections[name]["value"]
+
+
+def test_ties_are_scored_as_in_rewardbench_2() -> None:
+    """By hand: both accurate; the gap .5 is below the spread 1, and so is the lesser gap."""
+    scale = Scorer(quality)
+    assert section(scale, ties((3.0, 2.0), 1.5, 3.0, 1.0)) == pytest.approx(0.6 + 0.01 * math.tanh(0.5 - 1))
+    assert section(scale, ties((3.0, 2.5), 1.0, 3.0, 2.8)) == pytest.approx(0.6 + 0.2 + 0.01 * math.tanh(0.2 / 0.5 - 1))
+    assert section(scale, ties((3.0, 2.0), 2.5, 3.0, 1.0)) == pytest.approx(0.3 + 0.01 * math.tanh(-0.5 - 1))
+    assert section(scale, ties((3.0, 3.0), 1.0, 3.0, 1.0)) == pytest.approx(1.01)
+    assert section(Scorer(lambda text: 0.0), ties((3.0, 2.0), 1.5, 3.0, 1.0)) == 0.0
+    both = ties((3.0, 2.0), 1.5, 3.0, 1.0) + ties((3.0, 3.0), 1.0, 3.0, 1.0, 2)
+    assert section(scale, both) == pytest.approx((0.6 + 0.01 * math.tanh(-0.5) + 1.01) / 2)
+
+
+def test_rewardbench_2_is_read_and_its_overall_score_is_the_mean_of_six(tmp_path: Path) -> None:
+    """Best of four in five subsets: the first right, the next wrong, and so on; the rows as its file has them."""
+    rows = [
+        {"id": str(i), "prompt": f"p {i}", "chosen": ["2 yes"], "rejected": [f"{1 + 2 * (i % 2)} a", "0 b", "1 c"], "subset": name}
+        for i, name in enumerate(("Factuality", "Focus", "Math", "Precise IF", "Safety"))
+    ]
+    rows += [
+        {"id": "ref:1", "prompt": "an even prime", "chosen": ["3 two"], "rejected": ["1 four"], "subset": "Ties"},
+        {"id": "tied:1", "prompt": "an odd prime", "chosen": ["3 three", "3 five"], "rejected": ["1 nine"], "subset": "Ties"},
+    ]
+    (tmp_path / "rb2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = package.judge_test(Scorer(quality), str(tmp_path / "rb2.jsonl"))
+    told = {name: measured["value"] for name, measured in found.sections.items()}
+    assert told == pytest.approx(
+        {"Factuality": 1.0, "Focus": 0.0, "Math": 1.0, "Precise IF": 0.0, "Safety": 1.0, "Ties": 1.01, "overall": 4.01 / 6}
+    )
+
+
 def test_a_list_counts_as_much_as_a_pair() -> None:
     """Six pairs of a list all right, one pair wrong: 1/2, not 6/7."""
     ranked = Record("list", "one", ["4 x", "3 x", "2 x", "1 x"], ranked=True)

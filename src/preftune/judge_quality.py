@@ -52,6 +52,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # of RewardBench, arXiv:2403.13787: it
     "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
 }
 KNOWN = frozenset(name for names in SECTIONS.values() for name in names)
+SECOND = ("Factuality", "Focus", "Math", "Precise IF", "Safety", "Ties")  # subsets of RewardBench 2, arXiv:2506.01937
 COUNTS_AS = {"math-prm": 984 / 447}  # its 447 rows weigh as much as the 984 of code
 
 
@@ -100,7 +101,7 @@ class JudgeTest:
     pairs: int  #                       labelled pairs of responses, those without an answer included
     measures: Evaluation
     subsets: list[Group]
-    sections: Evaluation  #             of RewardBench, where the subsets are its
+    sections: Evaluation  #             of RewardBench or of RewardBench 2, where the subsets are theirs
     deciles: list[Group]  #             by the size of the judge's difference, the smallest first
     bins: list[Bin]
     transitivity: Transitivity | None  # None without lists of three
@@ -126,6 +127,11 @@ class Answered:
     def fair(self) -> Numbers:
         """P(i beats j) [K, K] from both orders; NaN where either is silent."""
         return (self.beats + 1 - self.beats.T) / 2
+
+    @property
+    def value(self) -> Numbers:
+        """The judge's score [K], without scores the mean of its preferences over the others."""
+        return np.nanmean(self.fair, 1) if self.score is None else self.score
 
     @property
     def complete(self) -> bool:
@@ -257,17 +263,47 @@ def agreement(verdict: Numbers, right: Numbers) -> Numbers:
 def best_found(answered: Answered) -> float:
     """1 / (how many share the judge's highest value) where the one best response of a list is among them, otherwise 0.
 
-    NaN for pairs, for lists without one best response, and where an answer is missing. The value is the judge's score, without scores
-    the mean of its preferences over the others. Four responses and a judge who holds all alike make 1/4.
+    NaN for pairs, for lists without one best response, and where an answer is missing. Four responses and a judge who holds all alike
+    make 1/4.
     """
     label = truth(answered.record)
     k = len(label)
     best = [i for i in range(k) if (np.delete(label[i], i) > 0.5).all()]
     if k < 3 or not best or not answered.complete:
         return np.nan
-    value = np.nanmean(answered.fair, 1) if answered.score is None else answered.score
+    value = answered.value
     top = np.abs(value - value.max()) < ROUNDING
     return float(top[best[0]] / top.sum())
+
+
+def ties_of(answers: Sequence[Answered]) -> Statistic:
+    """RewardBench 2's score of prompts with several right answers, "tied:7" by their ids, and of twins with one, "ref:7".
+
+    .3 accuracy(tied) + .3 accuracy(ref) + .2 share(gap of tied > spread) + .2 share(lesser gap > spread)
+    + .01 mean tanh(lesser gap / spread - 1)
+
+    gap: the value of the worst right answer less that of the best wrong one, accurate where above 0; spread: that of the best right answer
+    less the worst right one, of tied; the lesser gap: of a prompt and its twin. Where both are 0 the tanh counts 0.
+
+    Limits  right answers all alike and above the wrong ones: 1.01; a judge who holds all alike: 0
+    Source  arXiv:2506.01937 and its code (rewardbench/utils.py, process_single_model)
+    """
+    gaps: dict[tuple[str, str], tuple[int, float, float]] = {}
+    for n, answered in enumerate(answers):
+        kind, _, number = answered.record.id.partition(":")
+        right, value = np.array(answered.record.desirable or [], dtype=bool), answered.value
+        if kind in ("tied", "ref") and right.any() and not right.all() and answered.complete:
+            of = value[right]
+            gaps[kind, number] = n, float(_chopped(of.min() - value[~right].max())), float(_chopped(of.max() - of.min()))
+    parts = np.full((5, len(answers)), np.nan)
+    for (kind, number), (n, gap, spread) in gaps.items():
+        parts[0 if kind == "tied" else 1, n] = gap > 0
+        if kind == "tied" and ("ref", number) in gaps:
+            lesser = min(gap, gaps["ref", number][1])
+            ratio = lesser / spread if spread else math.copysign(math.inf, lesser) if lesser else math.nan
+            parts[2:, n] = gap > spread, lesser > spread, 0.0 if math.isnan(ratio) else math.tanh(ratio - 1)
+    means = [weighed(part, np.ones(len(answers))) for part in parts]
+    return lambda weight: sum(share * mean(weight) for share, mean in zip((0.3, 0.3, 0.2, 0.2, 0.01), means, strict=True))  # type: ignore[return-value]
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------------
@@ -540,11 +576,10 @@ def measure(
     clusters = clusters_of(usable)
     if len(set(clusters)) < 2:
         notes.append("there are no intervals: all rows are of one prompt and have the same texts, or there is one row")
-    best = np.array([best_found(answered) for answered in answers])
     return JudgeTest(
         rows=len(usable),
         pairs=len(pairs.row),
-        **_measured(pairs, best, subsets, clusters, resamples, seed),
+        **_measured(pairs, answers, subsets, clusters, resamples, seed),
         bins=bins_of(pairs),
         transitivity=transitivity_of(everything, key.fold("transitivity"), resamples, seed),
         asked=asked,
@@ -556,7 +591,7 @@ def measure(
 
 
 def _measured(
-    pairs: Pairs, best: Numbers, subsets: Sequence[str], clusters: Sequence[Hashable], resamples: int, seed: int
+    pairs: Pairs, answers: Sequence[Answered], subsets: Sequence[str], clusters: Sequence[Hashable], resamples: int, seed: int
 ) -> dict[str, Any]:
     """Everything that has an interval, from the same resamples."""
     verdict, longer = agreement(pairs.p - 0.5, pairs.right), agreement(pairs.longer, pairs.right)
@@ -571,8 +606,13 @@ def _measured(
     statistics |= {f"section {name}": statistic for name, statistic in sections.items()}
     found = ready(intervals(statistics, len(pairs.row), [clusters[n] for n in pairs.row], n=resamples, seed=seed))
     measures = {name: found[name] for name in statistics_of(pairs)}
+    best = np.array([best_found(answered) for answered in answers])
     if not np.isnan(best).all():
         measures |= ready(intervals({"best_of_list": mean_of(best)}, len(best), clusters, n=resamples, seed=seed))
+    if subsets and set(subsets) <= set(SECOND):
+        twins = [answered.record.id.partition(":")[2] or cluster for answered, cluster in zip(answers, clusters, strict=True)]
+        sections = _second(answers, best, np.array(subsets))
+        found |= {f"section {name}": value for name, value in ready(intervals(sections, len(best), twins, n=resamples, seed=seed)).items()}
     told = {
         kind: [
             Group(name, int((here & (pairs.right != 0)).sum()), found[f"{kind} {name} accuracy"], found[f"{kind} {name} longer"])
@@ -591,3 +631,13 @@ def _sections(verdict: Numbers, of: NDArray[Any], base: Numbers) -> dict[str, St
     if len(there) == len(SECTIONS):
         return {**there, "overall": lambda weight: np.mean([mean(weight) for mean in means.values()], axis=0)}
     return there
+
+
+def _second(answers: Sequence[Answered], best: Numbers, of: NDArray[Any]) -> dict[str, Statistic]:
+    """The subsets of RewardBench 2 that have rows here, by rows: best of four, and `ties_of`; `overall`, their mean, where all have."""
+    means = {name: weighed(np.where(of == name, best, np.nan), np.ones(len(best))) for name in SECOND if (of == name).any()}
+    if "Ties" in means:
+        means["Ties"] = ties_of(answers)
+    if len(means) == len(SECOND):
+        return {**means, "overall": lambda weight: np.mean([mean(weight) for mean in means.values()], axis=0)}
+    return means

@@ -366,6 +366,15 @@ def with_gold(pair: Record) -> Record:
     return replace(pair, responses=[*pair.responses, said], scores=None, prefer=None, desirable=None, order=order)
 
 
+def answers(row: Row, where: str) -> Record | Dropped:
+    """RewardBench 2: prompt, and lists of the right answers and of the wrong ones."""
+    right, wrong = (several(row[column], where, column, text) for column in ("chosen", "rejected"))
+    if not right or not wrong:
+        return Dropped("no right answer" if not right else "no wrong answer")
+    desirable = [True] * len(right) + [False] * len(wrong)
+    return record(row, where, question(row["prompt"], where), right + wrong, reads=("chosen", "rejected"), desirable=desirable)
+
+
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -534,6 +543,11 @@ def is_transcript(row: Row) -> bool:
     return row.get("prompt") is None and all(isinstance(cell, str) and "Human:" in cell and "\n\nAssistant:" in cell for cell in both)
 
 
+def is_answers(row: Row) -> bool:
+    """Lists of texts in both columns."""
+    return all(isinstance(cell, list) and cell and isinstance(cell[0], str) for cell in (row["chosen"], row["rejected"]))
+
+
 def no_response(row: Row) -> bool:
     """Nothing beside the prompt looks like a response under another or a misspelt name: those prompts must be asked for."""
     return not guesses(row) and not (RESPONSES & set(row))
@@ -550,8 +564,12 @@ FORMATS: dict[str, Format] = {  # the first that fits is taken
         r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}',
     ),
     "preference": Format(
-        ("chosen", "rejected"), preference, PAIR_LABELS,
+        ("chosen", "rejected"), preference, PAIR_LABELS, lambda row: not is_answers(row),
         example='{"prompt": "2 + 2 =", "chosen": "4", "rejected": "5", "prefer": 0.9}',
+    ),
+    "answers": Format(
+        ("prompt", "chosen", "rejected"), answers, recognise=is_answers,
+        example='{"prompt": "Name a prime below 4.", "chosen": ["2", "3"], "rejected": ["1", "4"]}',
     ),
     "pair": Format(
         ("prompt", "response_a", "response_b"), pair, PAIR_LABELS,
@@ -611,7 +629,7 @@ def recognise(row: Row, where: str) -> str:
     for name, form in FORMATS.items():
         if all(column in row for column in form.needs) and form.recognise(row):
             return name
-    usable = {name: form for name, form in FORMATS.items() if name not in ("text", "prompts", "transcript")}
+    usable = {name: form for name, form in FORMATS.items() if name not in ("text", "prompts", "transcript", "answers")}
     meant = guesses(row)
     seen = {meant.get(column, column) for column in row}
     nearest = min(usable, key=lambda name: (len(set(usable[name].needs) - seen) / len(usable[name].needs), -len(usable[name].needs)))
