@@ -2,12 +2,13 @@
 # make test         the default suite;  make slow: the long tests;  make lint;  make types;  make wheel
 # make docs         write docs/methods.md from the methods
 # make bench        an environment that holds TRL too, for benchmarks/vs_trl.py
-# Choose the interpreter with `make PYTHON=python3.12 ...` and the environment's place with VENV=...
+# Choose the interpreter with `make PYTHON=python3.12 ...`, the environment's place with VENV=..., and how many processes test with WORKERS=...
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+WORKERS ?= 2
 TESTING = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .PHONY: quickstart install dev test slow lint types docs bench wheel clean
@@ -33,7 +34,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 test: dev
-	$(TESTING) $(BIN)/python -m pytest
+	$(TESTING) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 slow: dev
 	$(TESTING) $(BIN)/python -m pytest -m "slow or real"

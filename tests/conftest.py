@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,16 @@ def no_network() -> Iterator[None]:
     assert not refused, f"tests use no network, but this one asked for: {', '.join(refused)}"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """The pages of the documents that were asked for: one process after the other beside the tests, which leave a core free."""
-    here = [item for item in request.session.items if item.path.name == "test_readme.py" and hasattr(item, "callspec")]
-    wanted = {item.callspec.params["page"] for item in here if "block" not in item.callspec.params}
-    if not wanted:
-        yield {}
-        return
-    from test_readme import PAGES, start
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pages of the documents first: they take longest, and whoever has them should not begin last."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
-    pool = ThreadPoolExecutor(1 if len(here) < len(request.session.items) / 2 else 2)
-    try:
-        yield {page: start(page, pool, tmp_path_factory.mktemp(Path(page).stem)) for page in sorted(wanted, key=PAGES.index)}
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A function with some arguments set is named by them, not by where it lies in memory: all processes need the same names."""
+    if not isinstance(val, partial):
+        return None
+    return ",".join([val.func.__name__, *map(str, val.args), *(f"{name}={value}" for name, value in val.keywords.items())])
 
 
 Run = Callable[..., tuple[int, str, str]]

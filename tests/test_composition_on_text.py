@@ -133,7 +133,7 @@ def finite(policy: TextPolicy) -> bool:
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_a_method_moves_a_language_model(name: str, train: str, tmp_path: Path) -> None:
     """Twenty steps with the method object that moves the table; the reference is what the model was, bit for bit."""
-    policy, composed = language(train), method(name)
+    policy, composed = language(train, tokens_per_batch=2048), method(name)
     rows = rows_for(composed, policy)
     start = policy.reference()
     probe = rows_for(method("dpo"), policy, 8)

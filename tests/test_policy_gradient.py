@@ -224,7 +224,6 @@ def given_reward(rows: Rows, y: TableResponses) -> dict[str, Tensor]:
         (partial(pg.regularised_pg, beta=BETA, baseline="leave_one_out"), 2, 1.0),
         (partial(pg.regularised_pg, beta=BETA, baseline="leave_one_out"), 3, 1.0),
     ],
-    ids=str,
 )
 def test_sampled_gradients_are_exact_in_expectation(objective: Objective, k: int, factor: float) -> None:
     found, log_pi, log_mu = expected_gradient(objective, k, given_reward)
@@ -418,7 +417,7 @@ def test_a_second_step_on_the_same_rows_weighs_by_the_ratio() -> None:
     assert abs(softmax(theta) / p - 1).max() < 0.2  # the clip was idle
 
 
-@pytest.mark.parametrize("objective", [partial(pg.rloo, beta=0.0), pg.grpo, partial(pg.ppo, whiten=False, value_weight=0.0)], ids=str)
+@pytest.mark.parametrize("objective", [partial(pg.rloo, beta=0.0), pg.grpo, partial(pg.ppo, whiten=False, value_weight=0.0)])
 def test_beyond_the_clip_only_what_leads_back_pulls(objective: Objective) -> None:
     """Probabilities grew by e: the good response is left alone, the bad one is pushed by e times as much; shrunk by e the other way."""
     s = scored(1.0, 0.0)(pair())

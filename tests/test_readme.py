@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,6 @@ PAGES = (
     "docs/egpo-simulations.md",
 )  # longest first
 LIMIT = 300  # seconds for one page
-# as it is before any test changes it: pages run beside the tests
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TERM": "dumb"}
 
 BLOCK = re.compile(
@@ -96,18 +94,12 @@ def readers_files(folder: Path) -> None:
     save(arithmetic(16, seed=1), folder / "held-out.jsonl")
 
 
-def start(page: str, pool: ThreadPoolExecutor, folder: Path) -> Future[None]:
-    """Run the blocks of a page, as soon as the pool has room, in a folder that holds what a reader has."""
-    for name in ("tests", "examples", "pyproject.toml"):
-        (folder / name).symlink_to(ROOT / name)
-    readers_files(folder)
-    chosen = [block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")]
-    return pool.submit(run, chosen, folder)
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_and_snippet_of_a_page_runs(page: str, running: dict[str, Future[None]]) -> None:
-    running[page].result()
+def test_every_command_and_snippet_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    for name in ("tests", "examples", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    readers_files(tmp_path)
+    run([block for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how in ("run", "file")], tmp_path)
 
 
 SLOW = [(page, block) for page in PAGES for block in blocks((ROOT / page).read_text(encoding="utf-8")) if block.how == "slow"]
