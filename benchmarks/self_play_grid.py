@@ -131,7 +131,7 @@ def grid(options: argparse.Namespace) -> None:
                 for budget in (b for b in at if rate[b] == lr and run is not None):
                     look = run["looks"][str(at[budget])]
                     runs[budget].setdefault(arm.name, {})[seed] = look | {"lr": lr, "step": at[budget], "commit": run["commit"]}
-    text = grid_text(bed, runs, still, tuned, RATES[options.model], quality, told_of, batch, large)
+    text = grid_text(bed, runs, still, tuned, quality, told_of, batch, large)
     print(text)
     if options.page:
         write_section(options.page, "self_play_smollm2" if large else "self_play_grid", text)
@@ -243,15 +243,7 @@ def quality_of(bed: Bed, quality: Mapping[str, Any], still: Sequence[Sequence[st
 
 
 def grid_text(
-    bed: Bed,
-    runs: Any,
-    still: Mapping[int, Any],
-    tuned: Any,
-    rates: Sequence[float],
-    quality: Mapping[str, Any],
-    told_of: Any,
-    batch: int,
-    large: bool,
+    bed: Bed, runs: Any, still: Mapping[int, Any], tuned: Any, quality: Mapping[str, Any], told_of: Any, batch: int, large: bool
 ) -> str:
     """The section, of the seeds that all methods have finished."""
     first = next(iter(some_finished(runs["updates"]).values()))
@@ -263,8 +255,9 @@ def grid_text(
         for p in range(len(bed.prompts))
     ]
     steps = first[whole[0]]["step"]
+    rates = list(next(iter(tuned["updates"].values())))
     chosen_rates = (
-        f"Each method has the best of the rates\n{', '.join(f'{lr:g}' for lr in rates)} on a seed of its own, for each budget, "
+        f"Each method has the best of the rates\n{', '.join(rates)} on a seed of its own, for each budget, "
         "by its win rate against the start less beta KL."
     )
     intro = GRID.format(
@@ -274,9 +267,9 @@ def grid_text(
         planes=JUDGING["planes"], pairs=PAIRS["train"], quality=quality_of(bed, quality, still[whole[0]], late),
         command=told_of["command"], steps=steps, asked=MOST * batch * steps, seeds=len(whole),
     )  # fmt: skip
-    head = ["method", *(f"{budget}, {lr:g}" for budget in BUDGETS for lr in rates)]
-    worth = [[name, *(f"{tuned[b][name][f'{lr:g}']:.3f}" for b in BUDGETS for lr in rates)] for name in tuned["updates"]]
-    least = f"{min(rates):g}"
+    head = ["method", *(f"{budget}, {lr}" for budget in BUDGETS for lr in rates)]
+    worth = [[name, *(f"{tuned[b][name][lr]:.3f}" for b in BUDGETS for lr in rates)] for name in tuned["updates"]]
+    least = min(rates, key=float)
     timid = {b: ", ".join(name for name, of in tuned[b].items() if max(of, key=of.get) == least) or "none" for b in BUDGETS}
     lines = [
         intro,

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from chat_server import served
 from preftune.policies.text.model import load
 from preftune.types import Key, Rows
 
@@ -109,15 +110,8 @@ def serving(base: str | Path, **settings: Any) -> Iterator[Server]:
     """The server, while it runs."""
     state = Server(str(base), **settings)
     state.models[state.base] = load(base, device="cpu")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
+    with served(handler(state)) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def main() -> None:

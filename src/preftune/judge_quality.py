@@ -628,9 +628,7 @@ def _sections(verdict: Numbers, of: NDArray[Any], base: Numbers) -> dict[str, St
     counts = base * np.array([COUNTS_AS.get(name, 1.0) for name in of])
     means = {name: weighed(np.where(np.isin(of, names), verdict, np.nan), counts) for name, names in SECTIONS.items()}
     there = {name: mean for name, mean in means.items() if np.isin(of, SECTIONS[name]).any()}
-    if len(there) == len(SECTIONS):
-        return {**there, "overall": lambda weight: np.mean([mean(weight) for mean in means.values()], axis=0)}
-    return there
+    return _with_overall(there, len(SECTIONS))
 
 
 def _second(answers: Sequence[Answered], best: Numbers, of: NDArray[Any]) -> dict[str, Statistic]:
@@ -638,6 +636,11 @@ def _second(answers: Sequence[Answered], best: Numbers, of: NDArray[Any]) -> dic
     means = {name: weighed(np.where(of == name, best, np.nan), np.ones(len(best))) for name in SECOND if (of == name).any()}
     if "Ties" in means:
         means["Ties"] = ties_of(answers)
-    if len(means) == len(SECOND):
-        return {**means, "overall": lambda weight: np.mean([mean(weight) for mean in means.values()], axis=0)}
-    return means
+    return _with_overall(means, len(SECOND))
+
+
+def _with_overall(means: dict[str, Statistic], all_of_them: int) -> dict[str, Statistic]:
+    """`overall`, the mean of the sections, beside them where none is missing."""
+    if len(means) < all_of_them:
+        return means
+    return {**means, "overall": lambda weight: np.mean([mean(weight) for mean in means.values()], axis=0)}

@@ -25,6 +25,7 @@ import torch
 from ... import processes
 from ...client import Client, each, is_address
 from ...types import Key, Metrics, PreftuneError, Rows
+from .cache import CHECKED
 from .generate import checked
 from .tokens import TextResponses, Tokens
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 KEY = "VLLM_API_KEY"  #    of the environment: what vLLM itself reads
 TOGETHER = 64  #           prompts under way
 PATIENCE = 600.0  #        seconds for a server to start, and for one request
-CHECKED = 4  #             responses of a sample that are scored here too
 FAR = 0.5  #               nats a token, in the mean over these, beyond which the server has other weights
 ADAPTERS = 4  #            that the server keeps: the policy's, a half step's, an opponent's
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
